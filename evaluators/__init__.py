@@ -1,0 +1,1 @@
+"""Evaluators score rollouts inside a sandbox; this package imports nothing of `trainer`."""

@@ -1,0 +1,1 @@
+"""Rows to datums: read, render, count, batch."""

@@ -1,0 +1,1 @@
+"""The embedded gateway: contract, store, server, scheduler, client and sync."""

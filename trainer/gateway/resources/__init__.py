@@ -1,0 +1,1 @@
+"""One file per family of resources that differs from the standard five methods."""

@@ -1,0 +1,272 @@
+"""The job kinds, typed: a job is exactly what the gateway's schema says it is.
+
+Every writable field of the contract's schema is a field here, honoured or refused with its reason; the few that
+are not exposed stand in `NOT_EXPOSED` with theirs, and `tests/contract/` proves the two lists complete. Names are
+snake_case in Python and YAML, camelCase on the wire; unknown keys are errors. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+RESOURCE_NAME = re.compile(r"accounts/(?P<account>[a-z0-9-]+)/(?P<collection>[A-Za-z]+)/(?P<id>[A-Za-z0-9._-]+)")
+
+DEFAULT_EPOCHS = 1
+DEFAULT_LEARNING_RATE = 1e-4
+DEFAULT_LORA_RANK = 8
+DEFAULT_BATCH_TOKENS = 32_768
+DEFAULT_MAX_CONTEXT = 8_192
+
+
+class JobState(StrEnum):
+    """The contract's `gatewayJobState`."""
+
+    UNSPECIFIED = "JOB_STATE_UNSPECIFIED"
+    CREATING = "JOB_STATE_CREATING"
+    RUNNING = "JOB_STATE_RUNNING"
+    COMPLETED = "JOB_STATE_COMPLETED"
+    FAILED = "JOB_STATE_FAILED"
+    CANCELLED = "JOB_STATE_CANCELLED"
+    DELETING = "JOB_STATE_DELETING"
+    WRITING_RESULTS = "JOB_STATE_WRITING_RESULTS"
+    VALIDATING = "JOB_STATE_VALIDATING"
+    DELETING_CLEANING_UP = "JOB_STATE_DELETING_CLEANING_UP"
+    PENDING = "JOB_STATE_PENDING"
+    EXPIRED = "JOB_STATE_EXPIRED"
+    RE_QUEUEING = "JOB_STATE_RE_QUEUEING"
+    CREATING_INPUT_DATASET = "JOB_STATE_CREATING_INPUT_DATASET"
+    IDLE = "JOB_STATE_IDLE"
+    CANCELLING = "JOB_STATE_CANCELLING"
+    EARLY_STOPPED = "JOB_STATE_EARLY_STOPPED"
+    PAUSED = "JOB_STATE_PAUSED"
+    DELETED = "JOB_STATE_DELETED"
+
+    @property
+    def terminal(self) -> bool:
+        """True when the job will not move again unless someone resumes it."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.CANCELLED,
+        JobState.EARLY_STOPPED,
+        JobState.EXPIRED,
+        JobState.DELETED,
+    }
+)
+RESUMABLE = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.PAUSED})
+
+
+class Purpose(StrEnum):
+    """The contract's `gatewayPurpose`: PILOT jobs go first in the embedded gateway's queue."""
+
+    UNSPECIFIED = "PURPOSE_UNSPECIFIED"
+    PILOT = "PURPOSE_PILOT"
+
+
+class Wire(BaseModel):
+    """A closed, frozen model: snake_case in Python and YAML, camelCase on the wire."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    def wire(self) -> dict[str, Any]:
+        """This object as the wire has it: camelCase, only the fields that were set, secrets left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=self._secrets())
+
+    def _secrets(self) -> Any:
+        return None
+
+
+class WandbConfig(Wire):
+    """Weights & Biases logging (`gatewayWandbConfig`)."""
+
+    enabled: bool = Field(default=False, description="Log this job to Weights & Biases.")
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="The key; None = the environment's WANDB_API_KEY. Never stored in run.json, printed or returned.",
+    )
+    project: str | None = Field(default=None, description="Project; None = 'trainer'.")
+    entity: str | None = Field(default=None, description="Entity; None = the key's own.")
+    run_id: str | None = Field(default=None, description="Run id; None = the run's own id.")
+
+    def _secrets(self) -> Any:
+        return {"api_key"}
+
+
+class AwsS3Config(Wire):
+    """S3 access to data sets (`gatewayAwsS3Config`)."""
+
+    credentials_secret: str | None = Field(default=None, description="accounts/{account}/secrets/{secret}.")
+    iam_role_arn: str | None = Field(default=None, description="Role to assume.")
+
+
+class AzureBlobStorageConfig(Wire):
+    """Azure Blob access to data sets (`gatewayAzureBlobStorageConfig`)."""
+
+    credentials_secret: str | None = Field(default=None, description="accounts/{account}/secrets/{secret}.")
+    managed_identity_client_id: str | None = Field(default=None, description="Managed identity, a uuid.")
+    tenant_id: str | None = Field(default=None, description="Tenant, a uuid.")
+
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Rate = Annotated[float, Field(ge=0, lt=float("inf"), allow_inf_nan=False)]
+
+
+class SupervisedFineTuningJob(Wire):
+    """A supervised fine-tuning job (`gatewaySupervisedFineTuningJob`), its writable fields.
+
+    Raises `pydantic.ValidationError` for unknown keys, values out of range and impossible combinations; each message
+    names the way out. None, and 0 where a field says so, mean the default.
+    """
+
+    dataset: str = Field(min_length=1, description="A gateway data set, a local file or folder, or a hub id.")
+    display_name: str | None = Field(default=None, max_length=63, description="A name for people.")
+    output_model: str | None = Field(default=None, description="Model id to promote to; None = the job's id.")
+    base_model: str | None = Field(default=None, description="Model to fine-tune. Excludes warm_start_from.")
+    warm_start_from: str | None = Field(default=None, description="LoRA model to go on from. Excludes base_model.")
+    jinja_template: str | None = Field(default=None, description="Chat template; None = the base model's own.")
+    epochs: Count | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
+    learning_rate: Rate | None = Field(default=None, description=f"Peak rate; None = {DEFAULT_LEARNING_RATE}.")
+    max_context_length: Count | None = Field(
+        default=None, description=f"Longest row in tokens; None or 0 = min({DEFAULT_MAX_CONTEXT}, the model's)."
+    )
+    lora_rank: Count | None = Field(
+        default=None, description=f"Rank of the adapter; 0 = train all parameters; None = {DEFAULT_LORA_RANK}."
+    )
+    batch_size: Count | None = Field(
+        default=None, description=f"Tokens per packed batch; None or 0 = {DEFAULT_BATCH_TOKENS}."
+    )
+    batch_size_samples: Count | None = Field(
+        default=None, description="Rows per gradient batch; None or 0 = as many as fill batch_size tokens."
+    )
+    gradient_accumulation_steps: Count | None = Field(
+        default=None, description="Gradient batches per optimizer step; None or 0 = 1."
+    )
+    learning_rate_warmup_steps: Count | None = Field(
+        default=None, description="Optimizer steps of linear warm-up; None or 0 = none."
+    )
+    optimizer_weight_decay: Rate | None = Field(default=None, description="AdamW decoupled decay; None = 0.01.")
+    evaluation_dataset: str | None = Field(default=None, description="Held-out rows. Excludes eval_auto_carveout.")
+    eval_auto_carveout: bool = Field(default=False, description="Hold out a share of the rows, chosen by row hash.")
+    early_stop: bool = Field(default=False, description="Stop when the held-out loss no longer falls.")
+    wandb_config: WandbConfig | None = Field(default=None, description="Weights & Biases logging; None = off.")
+    purpose: Purpose = Field(default=Purpose.UNSPECIFIED, description="PILOT jobs go first in the gateway's queue.")
+    nodes: Count | None = Field(default=None, description="Machines; only None, 0 and 1 are possible here.")
+    is_turbo: bool = Field(default=False, description="Hosted turbo mode: refused here.")
+    mtp_enabled: bool = Field(default=False, description="Multi-token prediction: refused here.")
+    mtp_num_draft_tokens: Count | None = Field(default=None, description="Multi-token prediction: refused here.")
+    mtp_freeze_base_model: bool = Field(default=False, description="Multi-token prediction: refused here.")
+    aws_s3_config: AwsS3Config | None = Field(default=None, description="Data sets on S3: refused here.")
+    azure_blob_storage_config: AzureBlobStorageConfig | None = Field(
+        default=None, description="Data sets on Azure Blob Storage: refused here."
+    )
+
+    @field_validator("output_model")
+    @classmethod
+    def _output_model_is_an_id(cls, value: str | None) -> str | None:
+        if value is not None:
+            resource_id(value, collection="models", what="output_model")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_honoured(self) -> SupervisedFineTuningJob:
+        refused = {
+            "nodes": (self.nodes or 0) > 1
+            and "one job trains on one machine here; leave nodes unset or 1 (the hosted gateway ignores it too)",
+            "is_turbo": self.is_turbo
+            and "turbo is a speed tier of the hosted gateway; here speed is set by the engine group, leave it false",
+            "mtp_enabled": self.mtp_enabled and _NO_MTP,
+            "mtp_num_draft_tokens": self.mtp_num_draft_tokens and _NO_MTP,
+            "mtp_freeze_base_model": self.mtp_freeze_base_model and _NO_MTP,
+            "aws_s3_config": self.aws_s3_config and _NO_BUCKETS,
+            "azure_blob_storage_config": self.azure_blob_storage_config and _NO_BUCKETS,
+        }
+        for name, reason in refused.items():
+            if reason:
+                raise ValueError(f"{name}: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations(self) -> SupervisedFineTuningJob:
+        if self.base_model and self.warm_start_from:
+            raise ValueError(
+                "base_model and warm_start_from exclude each other: a warm start already names its base; "
+                "unset base_model to go on from the adapter, or warm_start_from to start fresh"
+            )
+        if not self.base_model and not self.warm_start_from:
+            raise ValueError("base_model: name the model to fine-tune, or warm_start_from an adapter")
+        if self.warm_start_from and self.lora_rank is not None:
+            raise ValueError(
+                "lora_rank: a warm start keeps the adapter's own rank; leave lora_rank unset, or start from base_model"
+            )
+        if self.evaluation_dataset and self.eval_auto_carveout:
+            raise ValueError(
+                "evaluation_dataset and eval_auto_carveout exclude each other: name the held-out rows or have "
+                "them carved out, not both"
+            )
+        if self.early_stop and not (self.evaluation_dataset or self.eval_auto_carveout):
+            raise ValueError(
+                "early_stop: needs held-out rows to judge by; set evaluation_dataset or eval_auto_carveout=true"
+            )
+        return self
+
+    def _secrets(self) -> Any:
+        return {"wandb_config": {"api_key"}}
+
+
+_NO_MTP = "multi-token prediction is not supported (the hosted gateway's current stack has dropped it too); unset it"
+_NO_BUCKETS = (
+    "data sets in buckets cannot be read by this version; upload the file to the gateway "
+    "(datasets:upload) or give a local path"
+)
+
+# Writable by the letter of the contract, yet not a user's to write.
+NOT_EXPOSED: dict[str, dict[str, str]] = {
+    "gatewaySupervisedFineTuningJob": {
+        "metricsFileSignedUrl": "the gateway signs it when asked; a client's value is dropped like other output",
+    },
+}
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """One kind of job: its model, its collection and singular in the gateway, its schema in the contract."""
+
+    name: str
+    model: type[SupervisedFineTuningJob]
+    collection: str
+    schema: str
+
+
+JOB_KINDS: dict[str, JobKind] = {
+    "sft": JobKind("sft", SupervisedFineTuningJob, "supervisedFineTuningJobs", "gatewaySupervisedFineTuningJob"),
+}
+
+
+def resource_id(value: str, *, collection: str, what: str) -> str:
+    """The bare id of `value`, which is an id or a full resource name of `collection`.
+
+    Raises `ValueError` naming `what` when the id is not 1 to 63 of `[a-z0-9-]` or the name is of another collection.
+    """
+    bare = value
+    if value.startswith("accounts/"):
+        match = RESOURCE_NAME.fullmatch(value)
+        if match is None or match["collection"] != collection:
+            raise ValueError(f"{what}: {value!r} is not a name of the form accounts/{{account}}/{collection}/{{id}}")
+        bare = match["id"]
+    if not RESOURCE_ID.fullmatch(bare):
+        raise ValueError(
+            f"{what}: {bare!r} is not a resource id (1 to 63 of lower-case letters, digits and '-', "
+            "beginning and ending with a letter or digit)"
+        )
+    return bare

@@ -1,0 +1,1 @@
+"""Starts `python -m trainer.worker run.json` somewhere."""

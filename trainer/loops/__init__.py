@@ -1,0 +1,1 @@
+"""Training stories read from top to bottom."""

@@ -1,0 +1,214 @@
+"""A run: one attempt at a job, owner of one folder; `run.json` in it is the worker's only input.
+
+    outputs/<run>/run.json         what to do, resolved (this module's `RunSpec`)
+    outputs/<run>/ledger.json      what became of every row and token
+    outputs/<run>/metrics.jsonl    one line per optimizer step and evaluation
+    outputs/<run>/sync.jsonl       everything the run reported, in order (`trainer.report.Event`)
+    outputs/<run>/checkpoints/     step-<n>/manifest.json + safetensors
+    outputs/<run>/model/           the output model's files, once there is one
+    outputs/<run>/worker.log       the worker's standard output and error
+
+The home folder (`TRAINER_HOME`, `./outputs` unless set) holds the runs and the embedded gateway's state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.jobs import JOB_KINDS, SupervisedFineTuningJob
+
+_PACKAGE = Path(__file__).resolve().parent
+_REPOSITORY = _PACKAGE.parent
+
+
+class Closed(BaseModel):
+    """A closed, frozen group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Closed):
+    """The adapter beside its rank, which is the job's."""
+
+    alpha: float | None = Field(default=None, gt=0, description="Scale numerator; None = twice the rank.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: str | list[str] = Field(default="all-linear", description="Module names, or 'all-linear' (not the head).")
+    rslora: bool = Field(default=False, description="Scale alpha/sqrt(rank) instead of alpha/rank (2312.03732).")
+
+
+class ModelSettings(Closed):
+    """The base model: where `from_pretrained` finds it and how adapters attach."""
+
+    name: str = Field(description="The gateway's name for it, or any label.")
+    path: str = Field(description="A folder or hub id that from_pretrained takes.")
+    revision: str | None = Field(default=None, description="Hub revision; None = the newest.")
+    lora: LoraSettings = LoraSettings()
+
+
+class DataSettings(Closed):
+    """How rows are read; which rows is the job's `dataset`."""
+
+    format: Literal["auto", "chat", "completion", "text"] = Field(default="auto", description="auto = by its keys.")
+    split: str = Field(default="train", description="Split of a hub data set.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Rename columns before reading: {'prompt': 'question', ...}."
+    )
+    overlong: Literal["refuse", "drop", "cut"] = Field(
+        default="refuse", description="Rows over max_context_length: refuse the job, drop the row, or cut its end."
+    )
+    bad_rows: Literal["refuse", "drop"] = Field(default="refuse", description="Rows that cannot be used.")
+    max_rows: int | None = Field(default=None, ge=1, description="Use only the first n rows; None = all.")
+    shuffle: bool = Field(default=True, description="New order in every epoch, from the seed.")
+    carveout_fraction: float = Field(default=0.1, gt=0, lt=1, description="Share held out by eval_auto_carveout.")
+    carveout_max_rows: int = Field(default=100, ge=1, description="At most so many rows are held out.")
+
+
+class TrainSettings(Closed):
+    """Settings of the loop that the gateway's job does not have."""
+
+    seed: int = Field(default=0, ge=0, description="Order of rows, adapter initialisation, dropout, sampling.")
+    scheduler: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="After the warm-up.")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last rate over the peak (linear, cosine).")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Clip the global norm; 0 = no clipping.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW first moment.")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW second moment.")
+    adam_eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon.")
+    checkpoint_every_steps: int = Field(default=0, ge=0, description="0 = one per epoch; always one at the end.")
+    keep_checkpoints: int = Field(default=3, ge=1, description="Newest checkpoints kept; the best one is kept too.")
+    evaluate_every_steps: int = Field(default=0, ge=0, description="Held-out loss; 0 = once per epoch.")
+    early_stop_patience: int = Field(default=2, ge=1, description="Evaluations without a better loss before stopping.")
+    score_rows: int = Field(
+        default=0, ge=0, description="Held-out rows answered before and after training and scored by exact match."
+    )
+    sample_rows: int = Field(default=3, ge=0, description="Held-out rows whose answers are shown before and after.")
+    sample_max_tokens: int = Field(default=64, ge=1, description="Longest answer, in tokens.")
+
+
+class EngineSettings(Closed):
+    """Where and how the tensors live."""
+
+    kind: Literal["local"] = Field(default="local", description="local = this process, CPU or one GPU.")
+    device: str = Field(default="auto", description="auto | cpu | cuda | cuda:N | mps.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the base weights; adapters: fp32.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
+    attention: Literal["auto", "varlen", "sdpa"] = Field(
+        default="auto", description="Packed rows: varlen attention, or plain SDPA with a block-diagonal mask."
+    )
+    head_tile: int = Field(default=1024, ge=1, description="Positions per tile of the LM head.")
+    threads: int | None = Field(default=None, ge=1, description="Torch threads; None = torch's own choice.")
+
+
+class LaunchSettings(Closed):
+    """Where the worker starts."""
+
+    kind: Literal["here"] = Field(default="here", description="here = a process on this machine.")
+
+
+class GatewaySettings(Closed):
+    """Which gateway is told."""
+
+    kind: Literal["embedded", "remote", "off"] = Field(default="embedded", description="Which gateway is told.")
+    base_url: str | None = Field(default=None, description="Of a remote gateway.")
+    account: str = Field(default="local", description="Account the resources belong to.")
+    api_key_env: str = Field(default="FIREWORKS_API_KEY", description="Environment variable with the remote key.")
+
+
+class RowSource(Closed):
+    """Where rows are read from on this machine."""
+
+    name: str = Field(description="As the job names it.")
+    path: str = Field(description="A file, a folder, or a hub id.")
+    sha256: str | None = Field(default=None, description="Of the file's bytes; None for a folder or a hub id.")
+
+
+class Inputs(Closed):
+    """The job's names resolved to places on this machine; the job itself stays as the gateway has it."""
+
+    base_model: str = Field(description="Folder or hub id of the base model.")
+    train: RowSource
+    evaluation: RowSource | None = None
+    warm_start: str | None = Field(default=None, description="Folder of the adapter to go on from.")
+
+
+class RunSpec(Closed):
+    """All that a worker needs to know, as `run.json` stores it."""
+
+    version: Literal[1] = 1
+    id: str = Field(description="The run's id, and the job's id in the gateway.")
+    kind: Literal["sft"]
+    created: str
+    trainer_version: str
+    job: SupervisedFineTuningJob
+    model: ModelSettings
+    data: DataSettings
+    train: TrainSettings
+    engine: EngineSettings
+    launch: LaunchSettings
+    gateway: GatewaySettings
+    inputs: Inputs
+    objective: dict[str, Any] = Field(description="The expanded objective: every constant of the loss.")
+    overrides: list[str] = Field(default_factory=list, description="What was typed on the command line.")
+
+    def save(self, folder: Path) -> Path:
+        """Write `run.json` into `folder` (made if absent) and return its path. Secrets are left out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        document = self.model_dump(mode="json", exclude={"job"}) | {"job": self.job.wire()}
+        path = folder / "run.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> RunSpec:
+        """Read `run.json` of the run `folder`. Raises `FileNotFoundError` or `pydantic.ValidationError`."""
+        return cls.model_validate_json((folder / "run.json").read_text(encoding="utf-8"))
+
+    @property
+    def output_model(self) -> str:
+        """The id the finished model gets in the gateway."""
+        return (self.job.output_model or self.id).rsplit("/", 1)[-1]
+
+    @property
+    def collection(self) -> str:
+        """The gateway collection this run's job belongs to."""
+        return JOB_KINDS[self.kind].collection
+
+
+def home() -> Path:
+    """The folder of runs and of the embedded gateway's state: `TRAINER_HOME`, or `./outputs`."""
+    return Path(os.environ.get("TRAINER_HOME") or "outputs").expanduser().absolute()
+
+
+def gateway_folder() -> Path:
+    """The embedded gateway's state folder inside `home()`."""
+    return home() / "gateway"
+
+
+def shipped(relative: str) -> Path:
+    """A file that ships with the package: `configs/...`, `datasets/...` or `models/...`.
+
+    In a checkout the first two stand beside the package; in a wheel they stand in `trainer/shipped/`.
+    """
+    for candidate in (_PACKAGE / "shipped" / relative, _PACKAGE / relative, _REPOSITORY / relative):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(f"{relative} does not ship with this installation of trainer")
+
+
+def new_run_id(label: str) -> str:
+    """An id for a new run: the time to the second and `label`, fit to be a gateway resource id."""
+    slug = "".join(c if c.isalnum() else "-" for c in label.lower() if c.isascii()).strip("-")[:32].strip("-")
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{slug or 'run'}"
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Folders below `root` that hold a `run.json`, oldest first; sweeps nest one level."""
+    found = [path.parent for pattern in ("*/run.json", "*/*/run.json") for path in root.glob(pattern)]
+    return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime)
