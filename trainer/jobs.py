@@ -23,6 +23,7 @@ DEFAULT_LEARNING_RATE = 1e-4
 DEFAULT_LORA_RANK = 8
 DEFAULT_BATCH_TOKENS = 32_768
 DEFAULT_MAX_CONTEXT = 8_192
+DEFAULT_WEIGHT_DECAY = 0.01
 
 
 class JobState(StrEnum):
@@ -155,7 +156,7 @@ class SupervisedFineTuningJob(Wire):
     learning_rate_warmup_steps: Count | None = Field(
         default=None, description="Optimizer steps of linear warm-up; None or 0 = none."
     )
-    optimizer_weight_decay: Rate | None = Field(default=None, description="AdamW decoupled decay; None = 0.01.")
+    optimizer_weight_decay: Rate | None = Field(default=None, description=f"AdamW decoupled decay; None = {DEFAULT_WEIGHT_DECAY}.")
     evaluation_dataset: str | None = Field(default=None, description="Held-out rows. Excludes eval_auto_carveout.")
     eval_auto_carveout: bool = Field(default=False, description="Hold out a share of the rows, chosen by row hash.")
     early_stop: bool = Field(default=False, description="Stop when the held-out loss no longer falls.")

@@ -21,7 +21,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.jobs import JOB_KINDS, SupervisedFineTuningJob
+from trainer.jobs import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_EPOCHS,
+    DEFAULT_LEARNING_RATE,
+    DEFAULT_LORA_RANK,
+    DEFAULT_MAX_CONTEXT,
+    DEFAULT_WEIGHT_DECAY,
+    JOB_KINDS,
+    SupervisedFineTuningJob,
+)
 
 _PACKAGE = Path(__file__).resolve().parent
 _REPOSITORY = _PACKAGE.parent
@@ -119,6 +128,38 @@ class GatewaySettings(Closed):
     api_key_env: str = Field(default="FIREWORKS_API_KEY", description="Environment variable with the remote key.")
 
 
+class Hyperparameters(Closed):
+    """The job's numbers with every default filled in: what the loop trains by."""
+
+    epochs: int = Field(description="Passes over the rows.")
+    learning_rate: float = Field(description="Peak rate.")
+    warmup_steps: int = Field(description="Optimizer steps of linear warm-up.")
+    weight_decay: float = Field(description="AdamW decoupled decay.")
+    lora_rank: int | None = Field(description="0 = all parameters; None = that of the adapter started from.")
+    lora_alpha: float | None = Field(description="None where no adapter is made.")
+    batch_tokens: int = Field(description="Most tokens in one packed batch.")
+    batch_rows: int = Field(description="Rows per gradient batch; 0 = as many as fill batch_tokens.")
+    accumulation: int = Field(description="Gradient batches per optimizer step.")
+    max_context: int = Field(description="Longest row in tokens, before the model's own limit.")
+
+    @classmethod
+    def of(cls, job: SupervisedFineTuningJob, lora: LoraSettings) -> Hyperparameters:
+        """Fill in the defaults of `job`; alpha defaults to twice the rank."""
+        rank = None if job.warm_start_from else DEFAULT_LORA_RANK if job.lora_rank is None else job.lora_rank
+        return cls(
+            epochs=job.epochs or DEFAULT_EPOCHS,
+            learning_rate=DEFAULT_LEARNING_RATE if job.learning_rate is None else job.learning_rate,
+            warmup_steps=job.learning_rate_warmup_steps or 0,
+            weight_decay=DEFAULT_WEIGHT_DECAY if job.optimizer_weight_decay is None else job.optimizer_weight_decay,
+            lora_rank=rank,
+            lora_alpha=(lora.alpha or 2.0 * rank) if rank else None,
+            batch_tokens=job.batch_size or DEFAULT_BATCH_TOKENS,
+            batch_rows=job.batch_size_samples or 0,
+            accumulation=job.gradient_accumulation_steps or 1,
+            max_context=job.max_context_length or DEFAULT_MAX_CONTEXT,
+        )
+
+
 class RowSource(Closed):
     """Where rows are read from on this machine."""
 
@@ -152,6 +193,7 @@ class RunSpec(Closed):
     launch: LaunchSettings
     gateway: GatewaySettings
     inputs: Inputs
+    hyper: Hyperparameters
     objective: dict[str, Any] = Field(description="The expanded objective: every constant of the loss.")
     overrides: list[str] = Field(default_factory=list, description="What was typed on the command line.")
 

@@ -1,0 +1,58 @@
+"""Show one run: its job, ledger totals, numbers, checkpoints, model, and answers before and after."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer import history
+from trainer.history import History
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run."""
+    parser.add_argument("run", nargs="?", default="last", help="a folder, an id or part of it; default: the last run")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the run's files tell."""
+    one = history.read(history.find(options.run))
+    print(f"{one.spec.id}  {one.words}  {one.percent} %" + (f"\n  {one.message}" if one.message else ""))
+    print(f"  folder      {one.folder}")
+    for name, value in one.spec.job.wire().items():
+        print(f"  {name:<28}{value}")
+    _ledger(one.folder)
+    for title, values in (("last step", one.metrics), ("last evaluation", one.evaluation)):
+        if values:
+            print(f"  {title}: " + ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
+    for body in one.checkpoints:
+        print(f"  checkpoint  {body['path']}" + ("  promotable" if body["promotable"] else ""))
+    if one.model:
+        print(f"  model       {one.model['id']} ({one.model['kind']})")
+    _answers(one)
+    return 0
+
+
+def _ledger(folder: Path) -> None:
+    path = folder / "ledger.json"
+    if path.exists():
+        for name, part in json.loads(path.read_text(encoding="utf-8")).items():
+            if isinstance(part, dict) and "totals" in part:
+                print(f"  ledger {name}: " + ", ".join(f"{key} {value}" for key, value in part["totals"].items()))
+
+
+def _answers(one: History) -> None:
+    path = one.folder / "samples.json"
+    if not path.exists():
+        return
+    samples: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    for when, answers in samples.items():
+        if answers and one.spec.train.score_rows:
+            share = sum(answer["exact"] for answer in answers) / len(answers)
+            print(f"  exact match {when}: {share:.1%} of {len(answers)} held-out rows")
+    after = samples.get("after") or samples.get("before") or []
+    for position, answer in enumerate(after[: max(1, one.spec.train.sample_rows)]):
+        before = samples["before"][position]["given"]
+        print(f"  {answer['asked']!r} -> {before!r} before, {answer['given']!r} after (want {answer['expected']!r})")

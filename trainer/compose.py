@@ -1,0 +1,243 @@
+"""From typed words to a run: compose with Hydra, check with pydantic, resolve names to places. The only home of hydra.
+
+One schema only: Hydra knows the groups and the files, `trainer.jobs` and `trainer.runs` know what may stand in them.
+Every mistake ends in one `ConfigError` that names the key, the value, what is allowed and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from trainer import __version__
+from trainer.errors import UsageError
+from trainer.jobs import JOB_KINDS, SupervisedFineTuningJob
+from trainer.objectives import OBJECTIVES
+from trainer.runs import (
+    DataSettings,
+    EngineSettings,
+    GatewaySettings,
+    Hyperparameters,
+    Inputs,
+    LaunchSettings,
+    ModelSettings,
+    RunSpec,
+    TrainSettings,
+    shipped,
+)
+
+_SETTINGS: dict[str, type[BaseModel]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "train": TrainSettings,
+    "engine": EngineSettings,
+    "launch": LaunchSettings,
+    "gateway": GatewaySettings,
+}
+_QUICKSTART = "experiment=quickstart"
+
+
+class ConfigError(UsageError):
+    """The configuration cannot be run."""
+
+
+class Composed(BaseModel):
+    """A checked configuration, before names are resolved to places on this machine."""
+
+    kind: str
+    name: str | None
+    output_dir: str | None
+    job: SupervisedFineTuningJob
+    model: ModelSettings
+    data: DataSettings
+    train: TrainSettings
+    engine: EngineSettings
+    launch: LaunchSettings
+    gateway: GatewaySettings
+    overrides: list[str]
+    notes: list[str]
+
+    def spec(self, run_id: str, inputs: Inputs, *, created: str) -> RunSpec:
+        """The run's description, once its inputs are known."""
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return RunSpec(
+            id=run_id, kind=self.kind, created=created, trainer_version=__version__, job=self.job, inputs=inputs,
+            hyper=Hyperparameters.of(self.job, self.model.lora), objective=OBJECTIVES[self.kind],
+            overrides=_without_secrets(self.overrides), **settings,
+        )  # fmt: skip
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """Compose and check. No override at all is the quick start. Raises `ConfigError`."""
+    typed = list(overrides) or [_QUICKSTART]
+    config = _container(typed)
+    notes = _untie_evaluation(config)
+    problems: list[str] = []
+    checked: dict[str, Any] = {}
+    data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
+    for name, model in _SETTINGS.items():
+        checked[name] = _check(model, data if name == "data" else config[name], at=name, problems=problems)
+    job = _prune(config["job"])
+    if job.get("warm_start_from") and job.get("base_model") == config["model"]["name"]:
+        del job["base_model"]  # filled in by the model group, not typed
+    if not job.get("dataset"):
+        problems.append(
+            "job.dataset: name the rows to train on: data.train=FILE, a hub id, a gateway data set, or data=quickstart"
+        )
+        job["dataset"] = "unset"
+    checked["job"] = _check(JOB_KINDS[config["kind"]].model, job, at="job", problems=problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Composed(
+        kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
+        overrides=list(overrides), notes=notes, **checked,
+    )  # fmt: skip
+
+
+def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Composed:
+    """The shipped configuration around a job that came over the wire; `base_path` is where its base model is."""
+    config = _container([f"job={kind}", "gateway=off"])
+    data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
+    settings = {name: model.model_validate(data if name == "data" else config[name]) for name, model in _SETTINGS.items()}
+    settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
+    return Composed(
+        kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], **settings
+    )
+
+
+def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The combinations of a multirun: every comma list spread out, the last one turning fastest."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_hydra_words(error, overrides)) from error
+    choices = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    for combination in itertools.product(*choices):
+        yield list(combination)
+
+
+def _container(overrides: Sequence[str]) -> dict[str, Any]:
+    OmegaConf.register_new_resolver("shipped", lambda relative: str(shipped(relative)), replace=True)
+    try:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.is_sweep_override():
+                raise ConfigError(f"{override.input_line}: several values need --multirun (or quotes around the comma)")
+        with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+            config = hydra_compose("config", overrides=list(overrides))
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, FileNotFoundError) as error:
+        raise ConfigError(_hydra_words(error, overrides)) from error
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
+
+
+def _untie_evaluation(config: dict[str, Any]) -> list[str]:
+    """Held-out rows that a data group brings belong to that group's rows, not to others typed in their place."""
+    job, data = config["job"], config["data"]
+    same = job["evaluation_dataset"] == data["evaluation"]
+    if job["dataset"] != data["train"] and same and data["evaluation"]:
+        job["evaluation_dataset"] = None
+        return [f"note: {data['evaluation']} belongs to {data['train']}, which is not trained on; it is not used"]
+    if job["eval_auto_carveout"] and same and data["evaluation"]:
+        job["evaluation_dataset"] = None
+        return [f"note: held-out rows are carved out; {data['evaluation']} is not used"]
+    return []
+
+
+def _prune(job: dict[str, Any]) -> dict[str, Any]:
+    """Without the nulls, which mean "as the default is"; a W&B block that is off is no block."""
+    kept = {}
+    for key, value in job.items():
+        inner = _prune(value) if isinstance(value, dict) else value
+        if inner is not None and inner != {} and not (key == "wandb_config" and inner == {"enabled": False}):
+            kept[key] = inner
+    return kept
+
+
+def _check(model: type[BaseModel], values: Any, *, at: str, problems: list[str]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems.extend(_pydantic_words(model, error, at))
+        return None
+
+
+def _pydantic_words(model: type[BaseModel], error: ValidationError, at: str) -> list[str]:
+    words = []
+    for one in error.errors(include_url=False):
+        path = ".".join([at, *(_snake(str(part)) for part in one["loc"])])
+        if one["type"] == "extra_forbidden":
+            words.append(f"{path}: unknown key{_did_you_mean(str(one['loc'][-1]), model.model_fields)}")
+            continue
+        message = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "value_error":
+            words.append(f"{path}.{message}" if re.match(r"[a-z_]+: ", message) else f"{path}: {message}")
+        else:
+            words.append(f"{path}: {message}, got {one['input']!r}")
+    return words
+
+
+def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
+    text = str(error).strip()
+    unknown = re.search(r"Could not override '([\w.]+)'", text)
+    if unknown:
+        key = unknown[1]
+        head, _, last = key.rpartition(".")
+        return f"{key}: unknown key{_did_you_mean(last, _keys_at(head))}"
+    group = re.search(r"Could not find '([\w/]+)/([\w.\-]+)'", text)
+    if group:
+        folder = shipped("configs") / group[1]
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        close = difflib.get_close_matches(group[2], options, n=1)
+        hint = f"; did you mean {group[1]}={close[0]}?" if close else ""
+        return f"{group[1]}={group[2]}: no such option{hint} (there are: {', '.join(options)})"
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    if missing:
+        return f"{missing[1]}: has no value; type {missing[1]}=VALUE"
+    bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    if bare:
+        return f"{bare[0]!r} is neither a command (see python -m trainer --help) nor key=value"
+    return text.splitlines()[0]
+
+
+def _keys_at(path: str) -> list[str]:
+    """Keys that the default configuration has at `path`; none where there is no such place."""
+    place: Any = _container(["experiment=quickstart"])
+    for part in filter(None, path.split(".")):
+        if not isinstance(place, dict) or part not in place:
+            return []
+        place = place[part]
+    return list(place) if isinstance(place, dict) else []
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f" (there are: {', '.join(known)})" if known else ""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _without_secrets(overrides: Sequence[str]) -> list[str]:
+    return [re.sub(r"(api_key\s*=).*", r"\1***", text) for text in overrides]
