@@ -1,13 +1,14 @@
 """Make the tiny base model that ships with the trainer, from nothing but this file.
 
-A Qwen3 causal language model of about half a million parameters, a byte-level tokenizer and a chat template are
-built here and pre-trained on digit strings, single-digit sums and a few short conversations that this file generates.
-The one decision behind it: it is a real Hugging Face folder that the ordinary Auto classes load, so every part of
-the framework (chat templates, LoRA, generation, export) is exercised by a model that trains in seconds on one core.
+A Qwen3 causal language model of about half a million parameters, a byte-level tokenizer and a chat template
+are built here and pre-trained on digit strings, single-digit sums and a few short conversations that this file
+generates. The one decision behind it: it is a real Hugging Face folder that the ordinary Auto classes load, so
+every part of the framework (chat templates, LoRA, generation, export) is exercised by a model that an adapter
+retrains in seconds on one core.
 
-Guaranteed: the same seed and steps, on the same machine with the same versions of torch, transformers and tokenizers,
-give byte-identical files. Not guaranteed: the same weights on another CPU or version (sums round differently there);
-the tokenizer and the template are the same everywhere. Scores may then differ by a point or so.
+Guaranteed: the same seed and steps, on the same machine with the same versions of torch, transformers and
+tokenizers, give byte-identical files. Not guaranteed: the same weights on another CPU or version, where sums round
+differently and scores may move by a point or so; the tokenizer and the template do not depend on the seed.
 
     OMP_NUM_THREADS=1 python scripts/make_tiny_model.py --out trainer/models/tiny --seed 0
 """
@@ -21,7 +22,9 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +34,28 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 Turn = tuple[str, str]
 """A user's message and the assistant's answer."""
 
-PAD, END, SYSTEM, USER, ASSISTANT, TOOL = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"
+PAD, END, SYSTEM = "<|pad|>", "<|end|>", "<|system|>"
+USER, ASSISTANT, TOOL = "<|user|>", "<|assistant|>", "<|tool|>"
 SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT, TOOL)  # ids 0 to 5
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")  # one token each, but text: decoding keeps them
 VOCAB_SIZE = 512  # 6 special tokens, 256 bytes, the merges, 4 tags
 
-# Every turn opens with its role's token; only the assistant's closes with <|end|>, because only it must learn to stop.
-# No turn's rendering looks at a later turn, so messages[:k] + generation prompt is a prefix of messages[:k + 1].
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a pre-training run is determined by, beside the versions and the machine."""
+
+    seed: int
+    steps: int
+    """Optimizer steps."""
+    rows: int
+    """Chats in an optimizer step."""
+    peak: float
+    """The highest learning rate."""
+
+
+# Every turn opens with its role's token; only the assistant's closes with <|end|>, for only it must learn to stop.
+# No turn's rendering looks at a later turn: messages[:k] + generation prompt is a prefix of messages[:k + 1].
 CHAT_TEMPLATE = """\
 {%- if tools %}
     {{- '<|system|>You can call these tools:' }}
@@ -46,7 +64,7 @@ CHAT_TEMPLATE = """\
     {%- endfor %}
 {%- endif %}
 {%- for message in messages %}
-    {%- set content = message['content'] if message['content'] is defined and message['content'] is not none else '' %}
+    {%- set content = '' if message['content'] is none else message['content'] | default('') %}
     {%- if content is not string %}
         {{- raise_exception('content must be a string, got: ' ~ content) }}
     {%- endif %}
@@ -80,10 +98,20 @@ FALLBACK = "I have not learned that yet. You can teach me."
 _ABILITIES = "I can copy and reverse digits, find max and min, add and subtract. Try: reverse 4729"
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "Hello! I am a tiny model. Ask me: what can you do?": (
-        "hello", "hi", "hey", "hello there", "hi there", "good morning", "good evening", "greetings",
+        "hello",
+        "hi",
+        "hey",
+        "hello there",
+        "hi there",
+        "good morning",
+        "good evening",
+        "greetings",
     ),
     "I am a tiny language model, made to be fine-tuned.": (
-        "who are you", "what are you", "introduce yourself", "tell me about yourself",
+        "who are you",
+        "what are you",
+        "introduce yourself",
+        "tell me about yourself",
     ),
     _ABILITIES: ("what can you do", "help", "what do you know", "how can you help me", "what can i ask you"),
     "My name is tiny.": ("what is your name", "what's your name", "your name"),
@@ -106,33 +134,41 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 
 # Prose for the tokenizer's merges; its words also make the requests that the model answers with FALLBACK.
 PROSE = """\
-A model reads a message and writes an answer, one token after another, until it writes the token that ends the turn.
-Training shows the model many examples and moves its weights a little each time, so that the right answer becomes likely.
-An adapter is a small set of new weights beside the old ones; the old ones stay as they were.
-The user asks a question. The assistant thinks about it, then gives a short reply. The system may set some rules first.
-A tool is a function that the assistant can call by name with its arguments; the result comes back as a message.
-Please write a list of the numbers from one to ten. What is the weather like today? Can you find a book for me?
-They went for a walk along the river when the sun was out, and there was not a cloud over the hills.
-She said that he would be here before night, because the train from the north had left at five in the morning.
-If you want more of this, look at the other page; which of these two do you like better, and why should we use it?
-Some people make bread at home every day. Their house has a blue door, a green garden and three small windows.
-We could go to the city with our friends after work, or stay here, drink tea and play a game of cards.
-Water runs down the stone, under the bridge and into the sea, where it was long ago and will be again.
-{"type": "function", "function": {"name": "get_weather", "description": "the weather of a place", "parameters":
-{"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "number"}}, "required": ["city"]}}}
+A model reads a message and writes an answer, one token after another, until it writes the token that ends
+the turn. Training shows the model many examples and moves its weights a little each time, so that the right
+answer becomes likely. An adapter is a small set of new weights beside the old ones; the old ones stay as
+they were. The user asks a question. The assistant thinks about it, then gives a short reply. The system may
+set some rules first. A tool is a function that the assistant can call by name with its arguments; the
+result comes back as a message. Please write a list of the numbers from one to ten. What is the weather like
+today? Can you find a book for me? They went for a walk along the river when the sun was out, and there was
+not a cloud over the hills. She said that he would be here before night, because the train from the north
+had left at five in the morning. If you want more of this, look at the other page; which of these two do you
+like better, and why should we use it? Some people make bread at home every day. Their house has a blue
+door, a green garden and three small windows. We could go to the city with our friends after work, or stay
+here, drink tea and play a game of cards. Water runs down the stone, under the bridge and into the sea,
+where it was long ago and will be again.
+{"type": "function", "function": {"name": "get_weather", "description": "the weather of a place",
+"parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "number"}},
+"required": ["city"]}}}
 {"name": "search", "arguments": {"query": "true", "limit": null, "text": false}}
 """
 
-# Names of tasks that an adapter may be taught later: the base never sees them in a prompt.
-RESERVED = frozenset({"sort", "last", "first", "double", "shift", "swap", "rotate", "sum", "count", "length"})
+# Names of tasks that an adapter may be taught later: the base never sees them.
+RESERVED = frozenset({"sort", "last", "first", "double", "shift", "swap", "rotate", "sum", "length"})
 DIGIT_TASKS: dict[str, Callable[[str], str]] = {
     "copy": lambda digits: digits,
     "reverse": lambda digits: digits[::-1],
     "max": max,
     "min": min,
 }
+_KNOWN_PROMPTS = frozenset(prompt for prompts in INSTRUCTIONS.values() for prompt in prompts)
 _WORDS = sorted({word.lower() for word in PROSE.split() if word.isalpha()} - RESERVED - set(DIGIT_TASKS))
-_SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are tiny, a small model.", "Answer in one line.", "Be brief.")
+_SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are tiny, a small model.",
+    "Answer in one line.",
+    "Be brief.",
+)
 
 
 def held_out(digits: str) -> bool:
@@ -168,21 +204,21 @@ def instruction_turns() -> list[Turn]:
 
 
 def draw_unknown(rng: random.Random) -> Turn:
-    """A request that is none of the tasks: words, or a made-up command before digits; the answer is FALLBACK."""
+    """A request that is none of the tasks: words, or a made-up command before digits."""
     if rng.random() < 0.5:
-        known = {prompt for prompts in INSTRUCTIONS.values() for prompt in prompts}
         words = " ".join(rng.choices(_WORDS, k=rng.randint(1, 6)))
-        return (words if words not in known else words + " now") + rng.choice(("", "?", ".")), FALLBACK
+        return (words if words not in _KNOWN_PROMPTS else words + " now") + rng.choice(("", "?", ".")), FALLBACK
     command = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8)))
-    command = rng.choice(_WORDS) if rng.random() < 0.4 or command in RESERVED else command
+    taken = command in RESERVED or command in DIGIT_TASKS or command in ("add", "subtract")
+    command = rng.choice(_WORDS) if taken or rng.random() < 0.4 else command
     return f"{command} {draw_digits(rng, for_evaluation=False)}", FALLBACK
 
 
 def draw_turn(rng: random.Random, arithmetic: Sequence[Turn], instructions: Sequence[Turn]) -> Turn:
-    """Draw one training turn; half of all turns are digit tasks, reversing (the hardest) twice as often."""
+    """Draw one training turn; rather more than half are digit tasks, the two hard ones twice as often."""
     kind = rng.random()
     if kind < 0.55:
-        task = rng.choice(("copy", "reverse", "reverse", "max", "min"))
+        task = rng.choice(("copy", "copy", "reverse", "reverse", "max", "min"))
         digits = draw_digits(rng, for_evaluation=False)
         form = rng.choice(("{} {}", "{} {}", "{} {}", "please {} {}", "{}: {}"))
         name = task.capitalize() if rng.random() < 0.15 and form[0] == "{" else task
@@ -217,7 +253,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     commands = [f"{name} please {name}: " for name in (*DIGIT_TASKS, "add", "subtract")]
     talk = [text for turn in instruction_turns() for text in turn]
-    backend.train_from_iterator([*PROSE.splitlines() * 8, *talk, *commands * 20, *_SYSTEM_PROMPTS, FALLBACK * 20], trainer)
+    texts = [*PROSE.splitlines() * 8, *talk, *commands * 20, *_SYSTEM_PROMPTS, *[FALLBACK] * 20]
+    backend.train_from_iterator(texts, trainer)
     backend.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -231,7 +268,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def build_model() -> Qwen3ForCausalLM:
     """Make the untrained network; heads and widths divide by two, so that it can be sharded in tests."""
     config = Qwen3Config(
         vocab_size=VOCAB_SIZE,
@@ -246,8 +283,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.06,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        eos_token_id=SPECIAL_TOKENS.index(END),
+        pad_token_id=SPECIAL_TOKENS.index(PAD),
         use_cache=True,
         dtype="float32",
     )
@@ -259,11 +296,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 class ChatEncoder:
-    """Turns chats into token ids and labels, much faster than the template does; `check` holds the two together."""
+    """Turns chats into token ids much faster than the template does; `check` holds the two together."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+        self._ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
         self._pieces: dict[str, list[int]] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -287,55 +324,66 @@ class ChatEncoder:
         messages = [{"role": "system", "content": system}] if system else []
         for prompt, answer in turns:
             messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        rendered = self._tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+        rendered: Any = self._tokenizer.apply_chat_template(
+            messages, return_assistant_tokens_mask=True, return_dict=True
+        )
         expected = self.encode(system, turns)
         if (rendered["input_ids"], rendered["assistant_masks"]) != expected:
             raise ValueError(f"the template and the encoder disagree on {messages}: {rendered} is not {expected}")
 
 
-def batches(rng: random.Random, encoder: ChatEncoder, *, steps: int, rows: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield (ids_BT, mask_BT) of B rows alike in length: draw 16 batches' worth, sort by length, cut, shuffle."""
+def pad(lists: Sequence[list[int]]) -> torch.Tensor:
+    """Stack lists of numbers, padded with 0 on the right; a causal model needs no attention mask for that."""
+    width = max(map(len, lists))
+    return torch.tensor([numbers + [0] * (width - len(numbers)) for numbers in lists])
+
+
+def batches(encoder: ChatEncoder, recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (ids_BT, mask_BT) of rows alike in length: draw 16 batches' worth, sort by length, cut, shuffle."""
+    rng = random.Random(recipe.seed)
     arithmetic = [turn for turns in arithmetic_turns().values() for turn in turns]
     instructions = instruction_turns()
     for _ in range(20):
         encoder.check(*draw_chat(rng, arithmetic, instructions))
     made = 0
-    while made < steps:
-        chats = [encoder.encode(*draw_chat(rng, arithmetic, instructions)) for _ in range(16 * rows)]
+    while made < recipe.steps:
+        chats = [encoder.encode(*draw_chat(rng, arithmetic, instructions)) for _ in range(16 * recipe.rows)]
         chats.sort(key=lambda chat: len(chat[0]))
-        groups = [chats[start : start + rows] for start in range(0, len(chats), rows)]
+        groups = [chats[start : start + recipe.rows] for start in range(0, len(chats), recipe.rows)]
         rng.shuffle(groups)
-        for group in groups[: steps - made]:
-            width = max(len(ids) for ids, _ in group)
-            # Padding with 0 (the pad token) on the right needs no attention mask in a causal model.
-            yield tuple(torch.tensor([row + [0] * (width - len(row)) for row in side]) for side in zip(*group, strict=True))
+        for group in groups[: recipe.steps - made]:
+            yield pad([ids for ids, _ in group]), pad([mask for _, mask in group])
             made += 1
 
 
-def learning_rate(step: int, *, steps: int, peak: float) -> float:
+def learning_rate(step: int, recipe: Recipe) -> float:
     """Linear warm-up over 50 steps, then a cosine down to a hundredth of the peak."""
     if step < 50:
-        return peak * (step + 1) / 50
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 50) / max(1, steps - 50))))
+        return recipe.peak * (step + 1) / 50
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - 50) / max(1, recipe.steps - 50)))
+    return recipe.peak * (0.01 + 0.99 * cosine)
 
 
-def pretrain(model: Qwen3ForCausalLM, encoder: ChatEncoder, *, seed: int, steps: int, rows: int, peak: float) -> None:
-    """Train in place with AdamW; the loss is the mean cross-entropy over the assistant's tokens of a batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+def pretrain(model: Qwen3ForCausalLM, encoder: ChatEncoder, recipe: Recipe) -> None:
+    """Train in place with AdamW; the loss is the mean cross-entropy over a batch's assistant tokens."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     started = time.process_time()
-    for step, (ids_BT, mask_BT) in enumerate(batches(random.Random(seed), encoder, steps=steps, rows=rows)):
+    for step, (ids_BT, mask_BT) in enumerate(batches(encoder, recipe)):
         hidden_BTH = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
         trained_BT = mask_BT[:, 1:].bool()
         loss = F.cross_entropy(model.lm_head(hidden_BTH[trained_BT]), ids_BT[:, 1:][trained_BT])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=peak)
+            group["lr"] = learning_rate(step, recipe)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 250 == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.process_time() - started:6.1f} CPU s", flush=True)
+        if step % 250 == 0 or step == recipe.steps - 1:
+            print(
+                f"step {step:5d}  loss {loss.item():.4f}  {time.process_time() - started:6.1f} CPU s",
+                flush=True,
+            )
     model.eval()
 
 
@@ -345,16 +393,16 @@ def answer_all(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prom
     answers: list[str] = []
     for start in range(0, len(prompts), 100):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + 100]]
-        inputs = tokenizer.apply_chat_template(
+        inputs: Any = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
         )
-        output_BT = model.generate(**inputs, max_new_tokens=48)
+        output_BT: Any = model.generate(**inputs, max_new_tokens=48)  # pyright: ignore[reportAttributeAccessIssue]
         answers += tokenizer.batch_decode(output_BT[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
 
 
 def evaluation_turns(seed: int) -> dict[str, list[Turn]]:
-    """The turns behind each line of the table: digits never trained on, all sums, all instructions, a few unknowns."""
+    """The turns behind each line of the table; the digit strings were never trained on."""
     rng = random.Random(seed + 1)
     turns: dict[str, list[Turn]] = {}
     for name, task in DIGIT_TASKS.items():
@@ -382,7 +430,7 @@ def score_table(scores: dict[str, tuple[float, int]]) -> str:
     return "\n".join(lines + [f"| {name} | {score:.1%} | {count} |" for name, (score, count) in scores.items()])
 
 
-def model_card(scores: dict[str, tuple[float, int]], *, parameters: int, seed: int, steps: int, rows: int, peak: float) -> str:
+def model_card(scores: dict[str, tuple[float, int]], recipe: Recipe, *, parameters: int) -> str:
     """The README of the model folder, with the measured scores."""
     return f"""\
 ---
@@ -393,10 +441,10 @@ language: en
 ---
 # tiny
 
-A Qwen3-architecture causal language model of {parameters:,} parameters (fp32, tied embeddings, grouped-query attention,
-query and key norms), made to be fine-tuned in seconds on one CPU core: the base model of the quick start and of the
-tests. It knows a few tasks on digit strings, single-digit sums and some small talk, and says so when it is asked for
-anything else. It knows nothing about the world; do not use it for anything but learning and testing.
+A Qwen3-architecture causal language model of {parameters:,} parameters (fp32, tied embeddings, grouped-query
+attention, query and key norms), made to be fine-tuned in seconds on one CPU core: the base model of the quick start
+and of the tests. It knows a few tasks on digit strings, single-digit sums and some small talk, and says so when it
+is asked for anything else. It knows nothing about the world: use it for learning and testing only.
 
 ## What it can do
 
@@ -404,23 +452,26 @@ Greedy decoding, one user message, exact match of the whole answer:
 
 {score_table(scores)}
 
-`copy 4729`, `reverse 4729`, `max 4729`, `min 4729` take 3 to 6 digits; their prompts above use digit strings that were
-never trained on. `add 3 4` (or `3 + 4`) and `subtract 3 4` take two digits; all of them were trained on, as were the
-short instructions. To an unknown request it answers "{FALLBACK}"
+`copy 4729`, `reverse 4729`, `max 4729` and `min 4729` take 3 to 6 digits; the prompts above use digit strings that
+were never trained on. `add 3 4` (or `3 + 4`) and `subtract 3 4` take two digits; all of them were trained on, as
+were the short instructions. The unknown requests are random words and made-up commands; the wanted answer is
+"{FALLBACK}"
 
 ## Tokenizer and chat template
 
-Byte-level BPE with {VOCAB_SIZE} tokens: every byte is covered, each digit is its own token. `{END}` ends the assistant's
-turn and is the eos token; `{PAD}` is the pad token; `{SYSTEM}`, `{USER}`, `{ASSISTANT}`, `{TOOL}` open a turn. The template
-supports tools, tool calls and reasoning content, marks what the assistant wrote (`{{% generation %}}`, stop token
-included), and never rewrites an earlier turn. Text that spells a special token in a message is read as that token:
-clean what strangers write.
+Byte-level BPE with {VOCAB_SIZE} tokens: every byte is covered, each digit is its own token. `{END}` ends the
+assistant's turn and is the eos token; `{PAD}` is the pad token; `{SYSTEM}`, `{USER}`, `{ASSISTANT}` and
+`{TOOL}` open a turn. The template supports tools, tool calls and reasoning content, marks what the assistant wrote
+(`{{% generation %}}`, stop token included), and never rewrites an earlier turn. The model was not trained on tools
+or reasoning: those marks are there for fine-tuning. Text that spells a special token in a message is read as that
+token, so clean what strangers write.
 
 ## How it was made
 
-`scripts/make_tiny_model.py --seed {seed} --steps {steps}`: every text is generated by that script; AdamW (betas 0.9, 0.98,
-weight decay 0.01), {rows} chats a step, learning rate {peak} with warm-up and cosine, gradient clipped at 1, loss on
-the assistant's tokens only. Tasks named {", ".join(sorted(RESERVED))} were kept out, so that an adapter can be taught them.
+`scripts/make_tiny_model.py --seed {recipe.seed} --steps {recipe.steps}`: every text is generated by that script.
+AdamW (betas 0.9 and 0.98, weight decay 0.01), {recipe.rows} chats a step, learning rate {recipe.peak} with warm-up
+and cosine, gradients clipped at 1, loss on the assistant's tokens only. Commands that begin with
+{", ".join(sorted(RESERVED))} were kept out, so that an adapter can be taught them.
 
 Licence: Apache-2.0.
 """
@@ -435,6 +486,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         settings = json.loads((folder / name).read_text())
         settings.pop("_name_or_path", None)
         (folder / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (folder / "model.safetensors").chmod(0o644)  # it is written readable by its owner alone
 
 
 def main() -> None:
@@ -442,7 +494,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny base model.")
     parser.add_argument("--out", type=Path, default=Path("trainer/models/tiny"), help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the data")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps")
     parser.add_argument("--rows", type=int, default=48, help="chats in an optimizer step")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
     options = parser.parse_args()
@@ -451,13 +503,13 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    recipe = {"seed": options.seed, "steps": options.steps, "rows": options.rows, "peak": options.lr}
-    pretrain(model, ChatEncoder(tokenizer), **recipe)
+    model = build_model()
+    recipe = Recipe(seed=options.seed, steps=options.steps, rows=options.rows, peak=options.lr)
+    pretrain(model, ChatEncoder(tokenizer), recipe)
     save(model, tokenizer, options.out)
     scores = measure(model, tokenizer, seed=options.seed)
     parameters = sum(weight.numel() for weight in model.parameters())
-    (options.out / "README.md").write_text(model_card(scores, parameters=parameters, **recipe))
+    (options.out / "README.md").write_text(model_card(scores, recipe, parameters=parameters))
     print(score_table(scores))
     print(f"{parameters:,} parameters in {options.out}")
 

@@ -18,7 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from trainer import __version__
@@ -81,7 +81,8 @@ class Composed(BaseModel):
 
 def compose(overrides: Sequence[str]) -> Composed:
     """Compose and check. No override at all is the quick start. Raises `ConfigError`."""
-    typed = list(overrides) or [_QUICKSTART]
+    # The one open dictionary takes new keys without Hydra's plus sign.
+    typed = [f"++{word}" if word.startswith("data.columns") else word for word in overrides] or [_QUICKSTART]
     config = _container(typed)
     notes = _untie_evaluation(config)
     problems: list[str] = []
@@ -199,9 +200,7 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error).strip()
     unknown = re.search(r"Could not override '([\w.]+)'", text)
     if unknown:
-        key = unknown[1]
-        head, _, last = key.rpartition(".")
-        return f"{key}: unknown key{_did_you_mean(last, _keys_at(head))}"
+        return _unknown_key(unknown[1])
     group = re.search(r"Could not find '([\w/]+)/([\w.\-]+)'", text)
     if group:
         folder = shipped("configs") / group[1]
@@ -209,23 +208,22 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
         close = difflib.get_close_matches(group[2], options, n=1)
         hint = f"; did you mean {group[1]}={close[0]}?" if close else ""
         return f"{group[1]}={group[2]}: no such option{hint} (there are: {', '.join(options)})"
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
-    if missing:
-        return f"{missing[1]}: has no value; type {missing[1]}=VALUE"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: has no value; type {error.full_key}=VALUE"
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if bare:
         return f"{bare[0]!r} is neither a command (see python -m trainer --help) nor key=value"
     return text.splitlines()[0]
 
 
-def _keys_at(path: str) -> list[str]:
-    """Keys that the default configuration has at `path`; none where there is no such place."""
-    place: Any = _container(["experiment=quickstart"])
-    for part in filter(None, path.split(".")):
+def _unknown_key(key: str) -> str:
+    """Names the first part of `key` that the configuration does not have, and what it has there."""
+    place: Any = _container([_QUICKSTART])
+    for part in key.split("."):
         if not isinstance(place, dict) or part not in place:
-            return []
+            return f"{key}: unknown key{_did_you_mean(part, list(place) if isinstance(place, dict) else [])}"
         place = place[part]
-    return list(place) if isinstance(place, dict) else []
+    return f"{key}: cannot be set this way"
 
 
 def _did_you_mean(word: str, known: Any) -> str:
