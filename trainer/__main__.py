@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 2 refused as typed, else the command's own."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in ("-h", "--help"):
-        print(overview(), end="")  # noqa: T201
+        print(overview(), end="")
         return 0
     name = words.pop(0) if words and words[0] in COMMANDS else "train"
     module = import_module(COMMANDS[name].module)
@@ -58,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     module.add_arguments(parser)
     try:
-        return module.run(parser.parse_args(words))
+        return module.run(parser.parse_intermixed_args(words))
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

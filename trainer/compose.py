@@ -10,7 +10,6 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -111,7 +110,8 @@ def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Compo
     """The shipped configuration around a job that came over the wire; `base_path` is where its base model is."""
     config = _container([f"job={kind}", "gateway=off"])
     data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
-    settings = {name: model.model_validate(data if name == "data" else config[name]) for name, model in _SETTINGS.items()}
+    groups = {**config, "data": data}
+    settings = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
     settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
     return Composed(
         kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], **settings

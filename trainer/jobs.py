@@ -81,8 +81,8 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     def wire(self) -> dict[str, Any]:
-        """This object as the wire has it: camelCase, only the fields that were set, secrets left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=self._secrets())
+        """This object as the wire has it: camelCase, only the fields that differ from unset, secrets left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=self._secrets())
 
     def _secrets(self) -> Any:
         return None
@@ -156,7 +156,9 @@ class SupervisedFineTuningJob(Wire):
     learning_rate_warmup_steps: Count | None = Field(
         default=None, description="Optimizer steps of linear warm-up; None or 0 = none."
     )
-    optimizer_weight_decay: Rate | None = Field(default=None, description=f"AdamW decoupled decay; None = {DEFAULT_WEIGHT_DECAY}.")
+    optimizer_weight_decay: Rate | None = Field(
+        default=None, description=f"AdamW decoupled decay; None = {DEFAULT_WEIGHT_DECAY}."
+    )
     evaluation_dataset: str | None = Field(default=None, description="Held-out rows. Excludes eval_auto_carveout.")
     eval_auto_carveout: bool = Field(default=False, description="Hold out a share of the rows, chosen by row hash.")
     early_stop: bool = Field(default=False, description="Stop when the held-out loss no longer falls.")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-from rich.table import Table
-
 from trainer import history
 from trainer.errors import UsageError
 from trainer.runs import find_runs, home
@@ -22,19 +19,21 @@ def run(options: argparse.Namespace) -> int:
     if not folders:
         print(f"no runs in {home()} yet; python -m trainer starts the quick start")
         return 0
-    table = Table("run", "kind", "state", "done", "step", "loss", "held-out loss", "model", box=None, pad_edge=False)
+    lines = [("run", "kind", "state", "done", "step", "loss", "held-out loss", "model")]
     for folder in folders:
+        name = str(folder.relative_to(home()))
         try:
             one = history.read(folder)
         except UsageError as error:
-            table.add_row(folder.name, "?", str(error))
+            lines.append((name, "?", str(error), "", "", "", "", ""))
             continue
-        model = one.model["id"] if one.model else ""
-        table.add_row(
-            str(folder.relative_to(home())), one.spec.kind, one.words, f"{one.percent} %", _number(one.metrics, "step"),
-            _number(one.metrics, "loss"), _number(one.evaluation, "eval/loss"), model,
+        lines.append(
+            (name, one.spec.kind, one.words, f"{one.percent} %", _number(one.metrics, "step"),
+             _number(one.metrics, "loss"), _number(one.evaluation, "eval/loss"), one.model["id"] if one.model else "")
         )  # fmt: skip
-    Console(soft_wrap=True, highlight=False).print(table)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import tempfile
@@ -63,7 +62,7 @@ def start(composed: Composed, folder: Path, run_id: str) -> int:
 
 def attend(spec: RunSpec, folder: Path, teller: Teller, *, environment: dict[str, str]) -> int:
     """Start the worker of a described run and stay until it ends and the gateway knows all."""
-    process = here.start(folder, env={**os.environ, **environment})
+    process = here.start(folder, env=environment)
     with _signals_to(process):
         teller.follow(spec, folder)
         status = process.wait()
@@ -84,7 +83,7 @@ def _dry_run(composed: Composed) -> int:
     inputs = Places(Teller(composed.gateway).client).inputs(composed)
     with tempfile.TemporaryDirectory(prefix="trainer-dry-run-") as folder:
         composed.spec(new_run_id("dry-run"), inputs, created=_now()).save(Path(folder))
-        return here.start(Path(folder), env=dict(os.environ), dry_run=True).wait()
+        return here.start(Path(folder), command=(*here.COMMAND, "--dry-run")).wait()
 
 
 def _sweep(overrides: Sequence[str], *, dry_run: bool) -> int:

@@ -57,11 +57,11 @@ class Cursor:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """How the loop ended: `paused` when asked to stop, else with the checkpoint that becomes the model."""
+    """How the loop ended: `paused` when asked to stop; `checkpoint` is the last one, or the one to promote."""
 
     paused: bool
     cursor: Cursor
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     before: list[Answer]
     after: list[Answer]
 
@@ -265,10 +265,9 @@ class SftLoop:
 
     def answers(self, when: str) -> list[Answer]:
         """Greedy answers to the held-out questions, written to `samples.json` under `when`."""
-        given = evaluation.answer(
-            self.engine, MODEL, self.material.questions, max_tokens=self.spec.train.sample_max_tokens,
-            decode=self.decode,
-        )  # fmt: skip
+        longest = self.spec.train.sample_max_tokens
+        questions = self.material.questions
+        given = evaluation.answer(self.engine, MODEL, questions, max_tokens=longest, decode=self.decode)
         path = self.folder / "samples.json"
         known = json.loads(path.read_text(encoding="utf-8")) if when != "before" and path.exists() else {}
         known[when] = [one.record() for one in given]

@@ -1,0 +1,82 @@
+"""A worker that trains nothing: reads run.json, and reports, checkpoints and hands over as the real one does.
+
+Run by the gateway's tests as `python tests/data/fake_worker.py RUN_FOLDER`. The job's displayName says how it behaves:
+`crash` (ends without a word), `slow` (runs until it is stopped), `twice` (pauses half-way, ends when started again).
+"""
+
+import json
+import os
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+from trainer import checkpoints
+
+FOLDER = Path(sys.argv[1])
+SPEC = json.loads((FOLDER / "run.json").read_text())
+JOURNAL = FOLDER / "sync.jsonl"
+ADAPTER = {"r": 8, "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "tiny", "peft_type": "LORA"}
+
+
+def say(kind: str, body: dict) -> None:
+    seq = 1 + (len(JOURNAL.read_bytes().splitlines()) if JOURNAL.exists() else 0)
+    with JOURNAL.open("a") as stream:
+        stream.write(json.dumps({"seq": seq, "time": "", "kind": kind, "body": body}) + "\n")
+
+
+def state(name: str, message: str = "") -> None:
+    say("state", {"state": f"JOB_STATE_{name}", "code": "OK", "message": message})
+
+
+def write_adapter(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
+
+
+def fill(weights: Path, training_state: Path) -> None:
+    write_adapter(weights)
+    (training_state / "optimizer.json").write_text("{}")
+
+
+def main() -> int:
+    behaviour = SPEC["job"].get("displayName", "")
+    print("fake worker: key", "set" if os.environ.get("WANDB_API_KEY") else "not set", flush=True)
+    state("VALIDATING")
+    if behaviour == "crash":
+        print("something broke badly", file=sys.stderr, flush=True)
+        return 3
+    state("RUNNING")
+    say("log", {"line": "hello from the worker"})
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    while behaviour == "slow" and not stopped:
+        time.sleep(0.02)
+    if stopped:
+        state("PAUSED", "asked to stop")
+        return 75
+    first = not (FOLDER / "checkpoints").exists()
+    for step in (1, 2) if first else (2, 3):
+        say("metrics", {"step": step, "train/loss": 1.0 / step})
+        say("progress", {"percent": step * 25, "epoch": 0, "inputTokens": 10 * step})
+    made = checkpoints.write(FOLDER / "checkpoints", 1 if first else 3, lora=True, cursor={}, fill=fill)
+    say("checkpoint", {"id": made.path.name, "step": made.step, "types": list(made.types), "promotable": True,
+                       "path": str(made.path)})  # fmt: skip
+    if behaviour == "twice" and first:
+        state("PAUSED", "half-way")
+        return 75
+    state("WRITING_RESULTS")
+    write_adapter(FOLDER / "model")
+    details = {"baseModel": "tiny", "r": 8, "targetModules": ["q_proj", "v_proj"]}
+    say("model", {"id": (SPEC["job"].get("outputModel") or SPEC["id"]).rsplit("/", 1)[-1], "kind": "HF_PEFT_ADDON",
+                  "path": str(FOLDER / "model"), "baseModel": "tiny", "peftDetails": details,
+                  "contextLength": 2048})  # fmt: skip
+    say("progress", {"percent": 100, "epoch": 1})
+    state("COMPLETED", "done")
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,73 @@
+"""Keeps the gateway told about a run while its worker trains: data sets first, then the job and what it reports.
+
+A gateway that cannot be reached never fails a run: what it has not heard stays in the run's folder, and
+`python -m trainer sync` tells it later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UsageError
+from trainer.gateway.client import GatewayClient, open_client
+from trainer.gateway.errors import GatewayError
+from trainer.gateway.sync import Syncer
+from trainer.runs import GatewaySettings, RowSource, RunSpec
+
+_DRAIN_SECONDS = 60.0
+
+
+class Teller:
+    """The gateway of one command. `client` opens it at the first need and gives None for gateway=off."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.problems: list[str] = []
+        self._client: GatewayClient | None = None
+        self._opened = False
+        self._syncer: Syncer | None = None
+
+    def client(self) -> GatewayClient | None:
+        """The gateway's client. Raises `UsageError` when its address or key is missing."""
+        if not self._opened:
+            try:
+                self._client = open_client(self.settings)
+            except GatewayError as error:
+                raise UsageError(f"gateway={self.settings.kind}: {error.message}") from error
+            self._opened = True
+        return self._client
+
+    def follow(self, spec: RunSpec, folder: Path) -> None:
+        """Register the run's data sets and begin to tell what the run in `folder` reports."""
+        client = self.client()
+        if client is None:
+            return
+        job = self._registered(spec, client)
+        self._syncer = Syncer(folder, client, job=job, show=self.problems.append)
+        self._syncer.start()
+
+    def finish(self) -> list[str]:
+        """Tell the rest and close; returns what the gateway could not be told, in words."""
+        if self._syncer is not None and not self._syncer.drain(_DRAIN_SECONDS):
+            self.problems.append("python -m trainer sync tells it later")
+        if self._client is not None:
+            self._client.close()
+        return self.problems
+
+    def _registered(self, spec: RunSpec, client: GatewayClient) -> dict[str, Any]:
+        """The job as the gateway is to have it: local files under the names of the data sets they were uploaded as."""
+        job = spec.job.wire()
+        for key, source in (("dataset", spec.inputs.train), ("evaluationDataset", spec.inputs.evaluation)):
+            if source is not None:
+                job[key] = self._uploaded(source, client) or job[key]
+        return job
+
+    def _uploaded(self, source: RowSource, client: GatewayClient) -> str | None:
+        if source.name.startswith("accounts/") or not Path(source.path).is_file():
+            return None  # it is the gateway's already, or a folder or hub id, which the job names as it is
+        try:
+            return str(client.upload_dataset(Path(source.path))["name"])
+        except GatewayError as error:
+            self.problems.append(f"{source.path} was not registered as a data set: {error.message}")
+            return None

@@ -1,0 +1,119 @@
+"""Errors as the gateway's wire has them: `google.rpc.Status` with an `ErrorInfo`, and the HTTP status of its code.
+
+One exception serves both sides: the server raises and encodes it, the client decodes and raises it again, so a caller
+of an in-process gateway and a caller over HTTP see the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+DOMAIN = "gateway.trainer"
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+# google.rpc code name -> (number, HTTP status)
+CODES: dict[str, tuple[int, int]] = {
+    "CANCELLED": (1, 499),
+    "UNKNOWN": (2, 500),
+    "INVALID_ARGUMENT": (3, 400),
+    "DEADLINE_EXCEEDED": (4, 504),
+    "NOT_FOUND": (5, 404),
+    "ALREADY_EXISTS": (6, 409),
+    "PERMISSION_DENIED": (7, 403),
+    "RESOURCE_EXHAUSTED": (8, 429),
+    "FAILED_PRECONDITION": (9, 400),
+    "ABORTED": (10, 409),
+    "OUT_OF_RANGE": (11, 400),
+    "UNIMPLEMENTED": (12, 501),
+    "INTERNAL": (13, 500),
+    "UNAVAILABLE": (14, 503),
+    "DATA_LOSS": (15, 500),
+    "UNAUTHENTICATED": (16, 401),
+}
+_NAMES = {number: name for name, (number, _) in CODES.items()}
+_OF_STATUS = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+              409: "ABORTED", 413: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 501: "UNIMPLEMENTED",
+              503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
+_PASSING = frozenset({401, 403, 408, 429})
+RETRY_AFTER_SECONDS = 2  # sent with 429 and 503
+
+
+class GatewayError(Exception):
+    """A request was not done: `code` is a google.rpc code name, `message` is for people, `details` for programs."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        details: list[dict[str, Any]] | None = None,
+        http_status: int | None = None,
+        retry: bool | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.http_status = http_status or CODES[code][1]
+        self.details = details if details is not None else [_error_info(reason or code, metadata or {})]
+        self.retry = retry
+
+    def __reduce__(self) -> Any:
+        return (_rebuild, (self.code, self.message, self.details, self.http_status, self.retry))
+
+    @property
+    def permanent(self) -> bool:
+        """True when asking again cannot help: the request itself is at fault, not the moment or the key."""
+        return self.http_status < 500 and self.http_status not in _PASSING and self.code != "ABORTED"
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        return {"code": CODES[self.code][0], "message": self.message, "details": self.details}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that tell the published clients whether, and when, to ask again."""
+        if self.http_status in (429, 503):
+            return {"retry-after": str(RETRY_AFTER_SECONDS)}
+        retry = self.retry if self.retry is not None else False
+        return {"x-should-retry": "true" if retry else "false"} if self.http_status == 409 else {}
+
+
+def decode(status: int, content: bytes) -> GatewayError:
+    """The error that an answer of HTTP `status` with body `content` stands for."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("message"), str):
+        text = content[:300].decode("utf-8", "replace")
+        code = _OF_STATUS.get(status, "UNKNOWN")
+        return GatewayError(code, f"HTTP {status} without a google.rpc.Status: {text!r}", http_status=status)
+    code = _NAMES.get(body.get("code", 0)) or _OF_STATUS.get(status, "UNKNOWN")
+    details = body.get("details")
+    return GatewayError(code, body["message"], details=details if isinstance(details, list) else [], http_status=status)
+
+
+def invalid(message: str, *, field: str | None = None) -> GatewayError:
+    """INVALID_ARGUMENT, naming the `field` for programs too."""
+    return GatewayError("INVALID_ARGUMENT", message, metadata={"field": field} if field else {})
+
+
+def precondition(message: str, **metadata: str) -> GatewayError:
+    """FAILED_PRECONDITION: the thing is not in a state in which this can be done."""
+    return GatewayError("FAILED_PRECONDITION", message, metadata=metadata)
+
+
+def not_found(name: str, way_out: str = "") -> GatewayError:
+    """NOT_FOUND for the resource `name`."""
+    return GatewayError("NOT_FOUND", f"{name} not found{'; ' + way_out if way_out else ''}", metadata={"name": name})
+
+
+def _error_info(reason: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {"@type": _ERROR_INFO, "reason": reason, "domain": DOMAIN, "metadata": dict(metadata)}
+
+
+def _rebuild(code: str, message: str, details: list[dict[str, Any]], status: int, retry: bool | None) -> GatewayError:
+    return GatewayError(code, message, details=details, http_status=status, retry=retry)

@@ -1,0 +1,99 @@
+"""checkpoints:promote: a checkpoint's weights become a model of their own.
+
+The checkpoint is found by its id below the job that wrote it; it must be promotable, still on disk, inside this
+machine's runs, and byte for byte what its manifest says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer import checkpoints
+from trainer.gateway import weights
+from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
+from trainer.gateway.gateway import Call, full_name
+from trainer.gateway.resources import models
+from trainer.gateway.resources.supervised_fine_tuning_jobs import KIND
+from trainer.gateway.store import Resource
+
+_KIND_OF = {
+    "CHECKPOINT_TYPE_INFERENCE_LORA": "HF_PEFT_ADDON",
+    "CHECKPOINT_TYPE_INFERENCE_BASE": "HF_BASE_MODEL",
+}
+
+
+def promote(call: Call) -> dict[str, Any]:
+    """POST accounts/{a}/checkpoints/{c}:promote; the job is in the body."""
+    call.parent()
+    job = call.body["trainerJobId"]
+    if not job.startswith("accounts/"):
+        job = full_name(job, collection=KIND.collection, what="trainerJobId")
+    return _promote(call, job)
+
+
+def promote_of_job(call: Call) -> dict[str, Any]:
+    """POST accounts/{a}/supervisedFineTuningJobs/{job}/checkpoints/{c}:promote."""
+    return _promote(call, f"{call.parent()}/{KIND.collection}/{call.params['supervised_fine_tuning_job_id']}")
+
+
+def _promote(call: Call, job_name: str) -> dict[str, Any]:
+    gateway = call.gateway
+    job = gateway.store.get(job_name)
+    checkpoint_id = call.params["checkpoint_id"]
+    found = gateway.store.find(f"{job_name}/checkpoints/{checkpoint_id}")
+    if found is None:
+        here = [one.id for one in gateway.store.every("checkpoints") if one.parent == job_name]
+        raise not_found(f"{job_name}/checkpoints/{checkpoint_id}", f"the job has {', '.join(here) or 'no checkpoints'}")
+    name = full_name(call.body["outputModel"], collection="models", what="outputModel")
+    if gateway.store.find(name) is not None:
+        raise GatewayError(
+            "ALREADY_EXISTS", f"outputModel: {name} already exists; choose another, or delete it first",
+            metadata={"name": name}, retry=False,
+        )  # fmt: skip
+    checkpoint = _readable(call, found)
+    kind = _KIND_OF[next(name for name in checkpoint.types if name in _KIND_OF)]
+    base = call.body.get("baseModel") or job.body.get("baseModel") or ""
+    model = models.register(gateway, name, checkpoint.weights, body=_body(call, checkpoint, kind, base), job=job_name)
+    return {"model": model.shown()}
+
+
+def _readable(call: Call, found: Resource) -> checkpoints.Checkpoint:
+    """The checkpoint on disk, fit to be promoted. Raises FAILED_PRECONDITION, PERMISSION_DENIED or DATA_LOSS."""
+    if not found.body.get("promotable"):
+        raise precondition(
+            f"{found.name} is of type {found.body.get('checkpointType')}: not promotable; "
+            "only CHECKPOINT_TYPE_INFERENCE_LORA and CHECKPOINT_TYPE_INFERENCE_BASE are",
+            name=found.name,
+        )
+    path = Path(found.private.get("path", ""))
+    if not call.gateway.inside(path):
+        raise GatewayError(
+            "PERMISSION_DENIED",
+            f"{found.name}: its files lie at {path}, outside this gateway's runs ({call.gateway.runs}); "
+            "upload the folder as a model instead",
+            metadata={"name": found.name},
+        )
+    if not path.is_dir():
+        raise precondition(f"{found.name} is no longer on disk ({path}); promote a newer one", name=found.name)
+    try:
+        checkpoint = checkpoints.read(path)
+        checkpoints.verify(checkpoint)
+    except checkpoints.CheckpointCorrupt as error:
+        raise GatewayError("DATA_LOSS", f"{found.name}: {error}; promote another checkpoint") from error
+    if not checkpoint.promotable:
+        raise precondition(f"{found.name}: its manifest says it is not promotable", name=found.name)
+    return checkpoint
+
+
+def _body(call: Call, checkpoint: checkpoints.Checkpoint, kind: str, base: str) -> dict[str, Any]:
+    inherited = call.gateway.store.find(base) if base.startswith("accounts/") else None
+    body: dict[str, Any] = {"kind": kind}
+    if inherited is not None and inherited.body.get("contextLength"):
+        body["contextLength"] = inherited.body["contextLength"]
+    if kind in weights.ADDON_KINDS:
+        config = checkpoint.weights / "adapter_config.json"
+        if not config.is_file():
+            raise invalid(f"{config}: missing; the checkpoint's weights are not an adapter that peft can load")
+        body["peftDetails"] = weights.peft_details({"adapter_config.json": config}, base_model=base)
+    return body

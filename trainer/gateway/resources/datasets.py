@@ -1,0 +1,126 @@
+"""datasets: rows to train on. Created UPLOADING; READY once every file has come and every row has been read."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from trainer.gateway import rowcheck, uploads
+from trainer.gateway.errors import GatewayError, invalid, precondition
+from trainer.gateway.files import safe_name
+from trainer.gateway.gateway import Call
+from trainer.gateway.standard import Family, jobs_using, new_resource
+from trainer.gateway.store import Resource
+from trainer.jobs import JobState
+
+_ENDED = frozenset(str(state) for state in JobState if state.terminal)
+
+
+def _may_delete(call: Call, resource: Resource) -> None:
+    with call.gateway.store.transaction() as transaction:
+        jobs = jobs_using(transaction, resource.name, fields=("dataset", "evaluationDataset"), ended=_ENDED)
+    if jobs:
+        raise precondition(f"{resource.name} is used by {jobs[0]}, which has not ended; cancel or delete that first")
+
+
+FAMILY = Family(
+    collection="datasets",
+    schema="gatewayDataset",
+    param="dataset_id",
+    may_delete=_may_delete,
+    immutable=frozenset({"exampleCount", "format"}),
+)
+
+
+def create(call: Call) -> dict[str, Any]:
+    """POST {"dataset": {...}, "datasetId": "..."}."""
+    body = call.body
+    for field in ("sourceDatasetId", "filter"):
+        if body.get(field):
+            raise GatewayError(
+                "UNIMPLEMENTED", f"{field}: deriving a data set from another is not implemented; upload the rows"
+            )
+    if body["dataset"].get("externalUrl"):
+        raise GatewayError(
+            "UNIMPLEMENTED", "dataset.externalUrl: data sets in buckets cannot be read here; upload the file instead"
+        )
+    new = new_resource(FAMILY, call, given_id=body["datasetId"], what="datasetId", body=_new_body(body["dataset"]))
+    with call.gateway.store.transaction() as transaction:
+        return transaction.insert(new).shown()
+
+
+def get_upload_endpoint(call: Call) -> dict[str, Any]:
+    """Signed PUT URLs for the declared files."""
+    return {"filenameToSignedUrls": uploads.declare(call, FAMILY.load(call))}
+
+
+def validate_upload(call: Call) -> dict[str, Any]:
+    """Read every row; READY when all is well. Repeating it on a READY data set does nothing."""
+    resource = FAMILY.load(call)
+    if resource.body.get("state") != uploads.READY:
+        _check(call, resource)
+    return {}
+
+
+def upload(call: Call) -> dict[str, Any]:
+    """Multipart upload of one file (below 150 MB), checked at once."""
+    resource, sent = FAMILY.load(call), call.upload
+    if sent is None:
+        raise invalid("file: the multipart form has no field 'file' with a file in it", field="file")
+    uploads.must_be_uploading(resource)
+    filename = safe_name(sent.filename)
+    files = call.gateway.files
+    with files.incoming(resource.name, filename, size=None) as incoming:
+        while chunk := sent.stream.read(1 << 20):
+            incoming.write(chunk)
+        recorded = uploads.place(call.gateway, resource.name, filename, incoming=incoming, declare_too=True)
+    try:
+        _check(call, recorded)
+    except GatewayError:
+        _forget(call, resource.name, filename)
+        raise
+    return {
+        "id": resource.id, "object": "file", "bytes": incoming.size, "created_at": int(time.time()),
+        "filename": filename, "purpose": "fine-tune",
+    }  # fmt: skip
+
+
+def get_download_endpoint(call: Call) -> dict[str, Any]:
+    """Signed GET URLs for the files."""
+    return uploads.download_urls(call, FAMILY.load(call))
+
+
+def _new_body(given: dict[str, Any]) -> dict[str, Any]:
+    if not any(given.get(kind) is not None for kind in ("evaluationResult", "transformed", "splitted", "evalProtocol")):
+        given = {"userUploaded": {}, **given}
+    return {
+        "format": "FORMAT_UNSPECIFIED",
+        **given,
+        "state": uploads.UPLOADING,
+        "status": {"code": "OK", "message": ""},
+    }
+
+
+def _check(call: Call, resource: Resource) -> None:
+    places = uploads.complete(call.gateway, resource)
+    declared = resource.body.get("format")
+    rows = rowcheck.check(places.values(), declared=None if declared == "FORMAT_UNSPECIFIED" else declared)
+    found = {"exampleCount": str(rows.count), "format": rows.format, "estimatedTokenCount": str(rows.tokens)}
+    uploads.finish(call.gateway, resource, found)
+
+
+def _forget(call: Call, name: str, filename: str) -> None:
+    """A refused file is as if it had never come, so that a mended one can follow under any name."""
+    with call.gateway.store.transaction() as transaction:
+        found = transaction.find(name)
+        if found is None:  # deleted meanwhile: nothing to keep
+            shutil.rmtree(call.gateway.files.folder(name), ignore_errors=True)
+            return
+        if found.body.get("state") != uploads.UPLOADING:  # another upload won: its files stand
+            return
+        declared, files = dict(found.private.get("declared", {})), dict(found.private.get("files", {}))
+        declared.pop(filename, None)
+        files.pop(filename, None)
+        transaction.save(found.changed(private={"declared": declared, "files": files}))
+        call.gateway.files.path(name, filename).unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""The five standard methods, once: create, get, list, patch, delete.
+
+A `Family` says what is particular to a collection; where a family differs in more than that, its file in `resources/`
+writes the method itself and uses the parts here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+
+from trainer.gateway.errors import invalid
+from trainer.gateway.gateway import Call, checked_id
+from trainer.gateway.listing import masked, next_token, page_of
+from trainer.gateway.store import Resource, Transaction, resources
+
+Handler = Callable[[Call], Any]
+
+
+def _as_is(_call: Call, resource: Resource) -> dict[str, Any]:
+    return resource.shown()
+
+
+def _nothing(_call: Call, _resource: Resource) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A collection. param: its id's name in paths. present: what a record looks like in an answer.
+
+    may_delete: raises when a record must stay. immutable: fields that a patch may not touch.
+    """
+
+    collection: str
+    schema: str
+    param: str
+    present: Callable[[Call, Resource], dict[str, Any]] = _as_is
+    may_delete: Callable[[Call, Resource], None] = _nothing
+    immutable: frozenset[str] = frozenset()
+
+    def name(self, call: Call) -> str:
+        """The full name that the path speaks of."""
+        return f"{call.parent()}/{self.collection}/{call.params[self.param]}"
+
+    def load(self, call: Call) -> Resource:
+        """The record that the path speaks of. Raises NOT_FOUND."""
+        return call.gateway.store.get(self.name(call))
+
+    def answer(self, call: Call, resource: Resource) -> dict[str, Any]:
+        """The record as this call is to see it."""
+        return masked(self.present(call, resource), call.query.get("readMask", ""))
+
+
+def new_resource(family: Family, call: Call, *, given_id: str | None, what: str, body: dict[str, Any]) -> Resource:
+    """A record to insert, with the client's id (validated, `what` names it) or one made here."""
+    bare = checked_id(given_id, what=what) if given_id else secrets.token_hex(8)
+    parent = call.parent()
+    return Resource(
+        name=f"{parent}/{family.collection}/{bare}", collection=family.collection, parent=parent, id=bare, body=body
+    )
+
+
+def get(family: Family) -> Handler:
+    """GET of one record."""
+    return lambda call: family.answer(call, family.load(call))
+
+
+def list_all(family: Family, *, parent: Callable[[Call], str] = Call.parent) -> Handler:
+    """GET of a collection below `parent`."""
+
+    def handle(call: Call) -> dict[str, Any]:
+        gateway = call.gateway
+        page = page_of(
+            gateway.contract, family.schema, collection=family.collection, parent=parent(call), query=call.query
+        )
+        found, more, total = gateway.store.page(page)
+        return {
+            family.collection: [family.answer(call, resource) for resource in found],
+            "nextPageToken": next_token(page, found[-1], query=call.query) if more else "",
+            "totalSize": total,
+        }
+
+    return handle
+
+
+def patch(family: Family) -> Handler:
+    """PATCH of one record: the fields of updateMask, or all that the body has; `*` replaces every field."""
+
+    def handle(call: Call) -> dict[str, Any]:
+        with call.gateway.store.transaction() as transaction:
+            old = transaction.get(family.name(call))
+            changes = _changes(family, call, old)
+            touched = sorted(key for key in family.immutable & set(changes) if changes[key] != old.body.get(key))
+            if touched:
+                raise invalid(
+                    f"{touched[0]}: cannot be changed once created; create another resource", field=touched[0]
+                )
+            new = transaction.save(old.changed(changes))
+        return family.answer(call, new)
+
+    return handle
+
+
+def delete(family: Family) -> Handler:
+    """DELETE of one record, what lies below it, and its files."""
+
+    def handle(call: Call) -> dict[str, Any]:
+        with call.gateway.store.transaction() as transaction:
+            found = transaction.get(family.name(call))
+            family.may_delete(call, found)
+            transaction.delete(found.name)
+        call.gateway.files.remove(found.name)
+        return {}
+
+    return handle
+
+
+def writable(call: Call, schema: str) -> dict[str, bool]:
+    """The schema's fields: True for those that a client may write."""
+    properties = call.gateway.contract.schema(schema)["properties"]
+    return {name: not call.gateway.contract.schema(item).get("readOnly") for name, item in properties.items()}
+
+
+def jobs_using(transaction: Transaction, name: str, *, fields: tuple[str, ...], ended: frozenset[str]) -> list[str]:
+    """Names of jobs, not yet ended, whose `fields` name the resource `name`."""
+    found = transaction.every("supervisedFineTuningJobs", resources.c.collection == "supervisedFineTuningJobs")
+    return [job.name for job in found if job.body.get("state") not in ended and name in map(job.body.get, fields)]
+
+
+def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
+    mask = [part.strip() for part in call.query.get("updateMask", "").split(",") if part.strip()]
+    if not mask:
+        return call.body
+    fields = writable(call, family.schema)
+    if mask == ["*"]:
+        kept = {key: None for key in old.body if fields.get(key, True)}
+        return {**kept, **call.body}
+    changes: dict[str, Any] = {}
+    for path in mask:
+        parts = [to_camel(part) for part in path.split(".")]
+        if not fields.get(parts[0], False):
+            allowed = ", ".join(name for name, free in fields.items() if free)
+            raise invalid(
+                f"updateMask: {path!r} is not a field that can be written; those are {allowed}", field="updateMask"
+            )
+        if len(parts) == 1:
+            changes[parts[0]] = call.body.get(parts[0])
+        else:
+            inner = changes.setdefault(parts[0], dict(old.body.get(parts[0], {})))
+            _assign(inner, parts[1:], call.body.get(parts[0], {}))
+    return changes
+
+
+def _assign(target: dict[str, Any], parts: list[str], source: Any) -> None:
+    for part in parts[:-1]:
+        target[part] = dict(target.get(part, {}))
+        target, source = target[part], source.get(part, {}) if isinstance(source, dict) else {}
+    value = source.get(parts[-1]) if isinstance(source, dict) else None
+    if value is None:
+        target.pop(parts[-1], None)
+    else:
+        target[parts[-1]] = value

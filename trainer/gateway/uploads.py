@@ -1,0 +1,98 @@
+"""Uploads and downloads through signed URLs, once for data sets and models.
+
+A resource in state UPLOADING has `private.declared` (file name -> bytes) and `private.files` (file name -> bytes and
+sha256 of what has come). READY means that the two agree and that the family's own check has passed; after that no file
+changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainer.gateway.errors import invalid, precondition
+from trainer.gateway.files import Incoming, safe_name
+from trainer.gateway.gateway import Call, Gateway
+from trainer.gateway.store import Resource
+
+UPLOADING, READY = "UPLOADING", "READY"
+
+
+def declare(call: Call, resource: Resource) -> dict[str, str]:
+    """Note the sizes that the body's filenameToSize declares; returns a signed PUT URL for each file."""
+    sizes = {safe_name(name): int(size) for name, size in call.body["filenameToSize"].items()}
+    if not sizes:
+        raise invalid("filenameToSize: name at least one file", field="filenameToSize")
+    negative = [name for name, size in sizes.items() if size < 0]
+    if negative:
+        raise invalid(f"filenameToSize[{negative[0]!r}]: a size in bytes is not negative", field="filenameToSize")
+    with call.gateway.store.transaction() as transaction:
+        found = transaction.get(resource.name)
+        must_be_uploading(found)
+        declared = {**found.private.get("declared", {}), **sizes}
+        files = {name: entry for name, entry in found.private.get("files", {}).items() if name not in sizes}
+        transaction.save(found.changed(private={"declared": declared, "files": files}))
+    files_store = call.gateway.files
+    return {
+        name: files_store.url("PUT", resource.name, name, base_url=call.base_url, size=size)
+        for name, size in sizes.items()
+    }
+
+
+def place(gateway: Gateway, name: str, filename: str, *, incoming: Incoming, declare_too: bool = False) -> Resource:
+    """Put what has come in its place as `filename` of resource `name`, and note it: both, while it is UPLOADING."""
+    incoming.finish()
+    with gateway.store.transaction() as transaction:
+        found = transaction.get(name)
+        must_be_uploading(found)
+        files = {**found.private.get("files", {}), filename: {"size": incoming.size, "sha256": incoming.sha256}}
+        declared = {**found.private.get("declared", {}), **({filename: incoming.size} if declare_too else {})}
+        incoming.place()
+        return transaction.save(found.changed(private={"files": files, "declared": declared}))
+
+
+def complete(gateway: Gateway, resource: Resource) -> dict[str, Path]:
+    """The declared files, all there (name -> place). Raises FAILED_PRECONDITION naming what is missing."""
+    declared, files = resource.private.get("declared", {}), resource.private.get("files", {})
+    if not declared:
+        raise precondition(
+            f"{resource.name}: no files were uploaded; ask :getUploadEndpoint for URLs and PUT them", name=resource.name
+        )
+    places = {name: gateway.files.path(resource.name, name) for name in sorted(declared)}
+    missing = [
+        name
+        for name, size in declared.items()
+        if name not in files or not places[name].is_file() or places[name].stat().st_size != int(size)
+    ]
+    if missing:
+        raise precondition(
+            f"{resource.name}: {', '.join(sorted(missing)[:5])} of {len(declared)} declared files "
+            "did not arrive whole; PUT them to the URLs of :getUploadEndpoint",
+            name=resource.name, missing=",".join(sorted(missing)[:20]),
+        )  # fmt: skip
+    return places
+
+
+def finish(gateway: Gateway, checked: Resource, body: dict[str, Any]) -> Resource:
+    """READY, with `body` merged in. Raises ABORTED when the files changed while they were checked."""
+    with gateway.store.transaction() as transaction:
+        return transaction.save(checked.changed({**body, "state": READY}))
+
+
+def download_urls(call: Call, resource: Resource) -> dict[str, Any]:
+    """Signed GET URLs for the files of a READY resource."""
+    if resource.body.get("state") != READY:
+        raise precondition(f"{resource.name}: not READY, its files cannot be downloaded yet", name=resource.name)
+    store = call.gateway.files
+    names = resource.private.get("files", {})
+    return {"filenameToSignedUrls": {n: store.url("GET", resource.name, n, base_url=call.base_url) for n in names}}
+
+
+def must_be_uploading(resource: Resource) -> None:
+    """Raises FAILED_PRECONDITION when the resource's files are final."""
+    if resource.body.get("state") != UPLOADING:
+        raise precondition(
+            f"{resource.name} is {resource.body.get('state')}: its files are final; "
+            "create another one, or delete this one first",
+            name=resource.name,
+        )

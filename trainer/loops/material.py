@@ -1,0 +1,80 @@
+"""From a run's description to what its loop learns from: rows read, rendered, counted, and held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.data import ledger as ledgers
+from trainer.data.ledger import Ledger
+from trainer.data.model_card import declared
+from trainer.data.render import Renderer, load_tokenizer
+from trainer.data.rows import Row
+from trainer.loops.evaluation import Question
+from trainer.loops.sft import Material
+from trainer.runs import RunSpec
+
+TRAIN_LEDGER, HELD_OUT_LEDGER = "ledger.json", "ledger.held_out.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What reading gave. `ledgers` by file name; `context_length` is the base model's."""
+
+    material: Material
+    renderer: Renderer
+    ledgers: dict[str, Ledger]
+    context_length: int
+
+    @property
+    def decode(self) -> Callable[[list[int]], str]:
+        """Ids to text, special tokens left out."""
+        tokenizer = self.renderer.tokenizer
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def read_material(spec: RunSpec) -> Prepared:
+    """Read all that `spec.inputs` names. Raises `ValueError` for what cannot be used, with the way out."""
+    model = declared(spec.inputs.base_model, spec.model.revision)
+    tokenizer = load_tokenizer(spec.inputs.base_model, spec.model.revision)
+    renderer = Renderer(tokenizer, spec.job.jinja_template, stop_ids=model.stop_ids or None)
+    asked = spec.job.max_context_length
+    if asked and asked > model.context_length:
+        raise ValueError(
+            f"max_context_length: {asked} is more than the {model.context_length} positions of {spec.model.name}; "
+            f"set it to {model.context_length} or less, or leave it unset"
+        )
+    longest = min(spec.hyper.max_context, model.context_length)
+    train = ledgers.prepare(spec.inputs.train, spec.data, renderer=renderer, max_context=longest)
+    found = {TRAIN_LEDGER: train.ledger}
+    datums, rows = train.datums, train.rows
+    if spec.inputs.evaluation:
+        settings = spec.data.model_copy(update={"max_rows": None})
+        held_out = ledgers.prepare(
+            spec.inputs.evaluation, settings, renderer=renderer, max_context=longest, min_rows=1
+        )
+        found[HELD_OUT_LEDGER] = held_out.ledger
+        held, held_rows = held_out.datums, held_out.rows
+    elif spec.job.eval_auto_carveout:
+        kept, out = ledgers.carve_out(
+            train.hashes, spec.data.carveout_fraction, max_rows=spec.data.carveout_max_rows, seed=spec.train.seed
+        )
+        train.ledger.hold_out(out)
+        held, held_rows = [datums[row] for row in out], [rows[row] for row in out]
+        datums = [datums[row] for row in kept]
+    else:
+        held, held_rows = [], []
+    return Prepared(Material(datums, held, _questions(spec, renderer, held_rows)), renderer, found, model.context_length)
+
+
+def _questions(spec: RunSpec, renderer: Renderer, rows: Sequence[Row]) -> list[Question]:
+    """The held-out rows that are answered before and after: those that have a prompt and fit the context."""
+    wanted = max(spec.train.score_rows, spec.train.sample_rows)
+    questions: list[Question] = []
+    for row in rows:
+        if len(questions) == wanted:
+            break
+        if row.kind != "text":
+            asked = row.messages[-2]["content"] if row.kind == "chat" else row.prompt
+            questions.append(Question(renderer.prompt_ids(row), str(asked or ""), renderer.reference(row)))
+    return questions
