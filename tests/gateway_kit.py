@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,7 +77,21 @@ def make_spec(kind: str, job: SupervisedFineTuningJob, run_id: str, inputs: Inpu
     )  # fmt: skip
 
 
-LAUNCHER = SimpleNamespace(start=partial(here.start, command=FAKE_WORKER), find=here.find)
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+def _start(run_folder: Path, *, env: dict[str, str] | None, log: Path | None) -> subprocess.Popen[bytes]:
+    STARTED.append(here.start(run_folder, env=env, log=log, command=FAKE_WORKER))
+    return STARTED[-1]
+
+
+LAUNCHER = SimpleNamespace(start=_start, find=here.find)
+
+
+def end_workers() -> None:
+    """Stop every fake worker that was started."""
+    while STARTED:
+        here.stop(STARTED.pop(), grace=1)
 
 
 def make_scheduler(gateway: Gateway, **settings: Any) -> Scheduler:
@@ -84,16 +100,23 @@ def make_scheduler(gateway: Gateway, **settings: Any) -> Scheduler:
     return Scheduler(gateway, make_spec, launcher=LAUNCHER, **settings)
 
 
+@cache
+def _template() -> Path:
+    """A gateway's folder with a base model `base` and a data set `rows`, made once."""
+    top = Path(tempfile.mkdtemp(prefix="gateway-template-"))
+    atexit.register(shutil.rmtree, top)
+    with GatewayClient.in_process(top / "gateway") as client:
+        client.upload_model(write_base_model(top / "base"), "base", body={"kind": "HF_BASE_MODEL"})
+        client.upload_dataset(write_rows(top / "rows.jsonl"), "rows")
+    return top / "gateway"
+
+
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
     """An in-process gateway with a base model `base` and a data set `rows`, both READY."""
+    shutil.copytree(_template(), folder)
     with GatewayClient.in_process(folder) as client:
-        gateway = client._http._transport._app.state.gateway  # type: ignore[union-attr]
-        inputs = folder.parent / "inputs"
-        body = {"kind": "HF_BASE_MODEL"}
-        client.upload_model(write_base_model(inputs / "base"), "base", body=body)
-        client.upload_dataset(write_rows(inputs / "rows.jsonl"), "rows")
-        yield client, gateway
+        yield client, client._http._transport._app.state.gateway  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -128,10 +151,3 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 15.0) -> 
 def raw(client: GatewayClient, method: str, url: str, **kwargs: Any) -> httpx.Response:
     """A request as any HTTP client would send it: unchecked, and the answer whatever it is."""
     return client._http.request(method, url, **kwargs)
-
-
-def threads_named(name: str) -> list[threading.Thread]:
-    """Living threads of that name."""
-    return [thread for thread in threading.enumerate() if thread.name == name]
-
-

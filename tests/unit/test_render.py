@@ -171,6 +171,14 @@ def test_a_token_over_the_edge_of_the_answer_breaks_the_rule(tmp_path):
             renderer(newline).render(row(tmp_path, user("a"), answer("b"), user("a"), answer("\nb")))
 
 
+def test_a_token_over_the_end_of_an_unstopped_answer_breaks_the_rule(tmp_path):
+    chat = row(tmp_path, user("a"), answer("b\n"), user("c"), answer("d"))
+    with pytest.raises(PrefixRuleError, match=r"messages\[1\]"):  # the template writes a line break after the mark
+        renderer(MARKS.replace("</s>", "")).render(chat)
+    found = renderer(NO_MARKS.replace("</s>", "")).render(chat)  # without marks that break is the answer's own
+    assert learnt(found) == [*ids("b"), 266, *ids("d\n")]
+
+
 def test_marks_that_do_not_match_messages_one_to_one(tmp_path):
     split = (
         "{% for m in messages %}{% if m.role == 'assistant' %}<|a|>{% if m.reasoning_content %}{% generation %}"

@@ -22,7 +22,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +214,8 @@ class Renderer:
                 continue
             first = int(np.searchsorted(offsets[:, 1], begin, side="right"))  # the first that ends after `begin`
             last = int(np.searchsorted(offsets[:, 0], end, side="left"))  # the first that starts at `end` or after
+            if last <= first:
+                continue
             self._check_start(message, ids[:first], text=text, begin=begin, known=known, offsets=offsets)
             if offsets[last - 1, 1] > end:
                 raise PrefixRuleError(message, "a token of the row joins the end of the answer with what follows it")
@@ -378,7 +379,8 @@ def _masked(ids: np.ndarray, turns: Sequence[Turn]) -> Rendered:
 
 def _check_prefix(index: int, shorter: str, *, longer: str, what: str) -> None:
     if not longer.startswith(shorter):
-        at = len(commonprefix([shorter, longer]))
+        pairs = enumerate(zip(shorter, longer, strict=False))
+        at = next((place for place, (ours, theirs) in pairs if ours != theirs), min(len(shorter), len(longer)))
         raise PrefixRuleError(
             index,
             f"{what} is not how the row begins: they part at character {at}, "

@@ -117,20 +117,25 @@ class _Gradients:
         )
 
 
-def _tile_logprobs(head: Head, hidden_nH: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(log p of the targets [n], log p [n, V], capped logits [n, V])."""
+def _tile_gradient(
+    gradients: _Gradients, tile: slice, hidden_NH: Tensor, targets_N: Tensor, *, slopes_N: Tensor
+) -> Tensor:
+    """Add one tile's gradient, dL/dlogits = slope * (onehot - softmax) * dcap; returns its log-probs [n].
+
+    A function of its own so that a tile's [n, V] are gone before the next one's are made.
+    """
+    head = gradients.head
+    hidden_nH, target_n1, slope_n1 = hidden_NH[tile], targets_N[tile, None], slopes_N[tile, None]
     logits_nV = head.logits(hidden_nH)
-    logprobs_nV = torch.log_softmax(logits_nV, dim=-1)
-    return logprobs_nV.gather(1, targets_n[:, None])[:, 0], logprobs_nV, logits_nV
-
-
-def _tile_slopes(head: Head, logprobs_nV: Tensor, logits_nV: Tensor, targets_n: Tensor, slopes_n: Tensor) -> Tensor:
-    """dL/dlogits = slope * (onehot - softmax) * dcap; overwrites `logprobs_nV`."""
-    slope_nV = logprobs_nV.exp_().mul_(-slopes_n[:, None])
-    slope_nV.scatter_add_(1, targets_n[:, None], slopes_n[:, None])
-    if head.softcap is not None:
-        slope_nV.mul_(1 - (logits_nV / head.softcap) ** 2)
-    return slope_nV
+    cap_slope_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap) ** 2
+    work_nV = torch.log_softmax(logits_nV, dim=-1)
+    del logits_nV
+    logprobs_n = work_nV.gather(1, target_n1)[:, 0]
+    work_nV.exp_().mul_(-slope_n1).scatter_add_(1, target_n1, slope_n1)
+    if cap_slope_nV is not None:
+        work_nV.mul_(cap_slope_nV)
+    gradients.add(tile, hidden_nH, work_nV)
+    return logprobs_n
 
 
 class _Sloped(torch.autograd.Function):
@@ -150,10 +155,7 @@ class _Sloped(torch.autograd.Function):
         gradients = _Gradients(hidden_NH, head, ctx.needs_input_grad)
         logprobs_N = torch.empty(targets_N.shape, dtype=torch.float32, device=hidden_NH.device)
         for tile in _tiles(targets_N.shape[0], head.tile):
-            hidden_nH, targets_n = hidden_NH[tile], targets_N[tile]
-            logprobs_N[tile], logprobs_nV, logits_nV = _tile_logprobs(head, hidden_nH, targets_n)
-            slope_nV = _tile_slopes(head, logprobs_nV, logits_nV, targets_n, slopes_N[tile])
-            gradients.add(tile, hidden_nH, slope_nV)
+            logprobs_N[tile] = _tile_gradient(gradients, tile, hidden_NH, targets_N, slopes_N=slopes_N)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(logprobs_N)
         return torch.dot(slopes_N, logprobs_N), logprobs_N
@@ -173,7 +175,9 @@ class _Recomputed(torch.autograd.Function):
         del weight_VH, bias_V
         logprobs_N = torch.empty(targets_N.shape, dtype=torch.float32, device=hidden_NH.device)
         for tile in _tiles(targets_N.shape[0], head.tile):
-            logprobs_N[tile] = _tile_logprobs(head, hidden_NH[tile], targets_N[tile])[0]
+            logits_nV = head.logits(hidden_NH[tile])
+            logprobs_N[tile] = torch.log_softmax(logits_nV, -1).gather(1, targets_N[tile, None])[:, 0]
+            del logits_nV
         ctx.save_for_backward(hidden_NH, targets_N)
         ctx.head = head
         return logprobs_N
@@ -184,7 +188,5 @@ class _Recomputed(torch.autograd.Function):
         head: Head = ctx.head
         gradients = _Gradients(hidden_NH, head, ctx.needs_input_grad)
         for tile in _tiles(targets_N.shape[0], head.tile):
-            hidden_nH, targets_n = hidden_NH[tile], targets_N[tile]
-            _, logprobs_nV, logits_nV = _tile_logprobs(head, hidden_nH, targets_n)
-            gradients.add(tile, hidden_nH, _tile_slopes(head, logprobs_nV, logits_nV, targets_n, grads[0][tile]))
+            _tile_gradient(gradients, tile, hidden_NH, targets_N, slopes_N=grads[0])
         return (*gradients.scaled(None), None, None)

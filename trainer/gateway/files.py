@@ -26,6 +26,7 @@ URL_SECONDS = 3600
 _CHUNK = 1 << 20
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]{0,127}")
 _PARTS = 4  # depth of a file's name below its resource
+_RESOURCE_PARTS = 8
 
 
 class Incoming:
@@ -80,7 +81,7 @@ class FileStore:
 
     def folder(self, resource: str) -> Path:
         """The folder of the resource's files (perhaps absent)."""
-        return self.root / safe_name(resource)
+        return self.root / safe_name(resource, levels=_RESOURCE_PARTS)
 
     def path(self, resource: str, filename: str) -> Path:
         """Where the file `filename` of `resource` lies (perhaps absent). Raises INVALID_ARGUMENT for a bad name."""
@@ -126,7 +127,7 @@ class FileStore:
 
     def url(self, method: str, resource: str, filename: str, *, base_url: str, size: int | None = None) -> str:
         """A URL that lets its holder `method` (GET or PUT) this file until it expires."""
-        path = f"/files/{safe_name(resource)}/{safe_name(filename)}"
+        path = f"/files/{safe_name(resource, levels=_RESOURCE_PARTS)}/{safe_name(filename)}"
         expires = int(time.time()) + URL_SECONDS
         sized = "" if size is None else str(size)
         query = {"expires": expires, "size": sized, "signature": self._sign(method, path, sized, str(expires))}
@@ -161,12 +162,12 @@ class FileStore:
         return hmac.new(self._key, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
-def safe_name(name: str) -> str:
+def safe_name(name: str, *, levels: int = _PARTS) -> str:
     """`name` if each of its parts is a plain file name. Raises INVALID_ARGUMENT (traversal, hidden files, ...)."""
     parts = name.split("/")
-    if len(parts) > 4 + _PARTS or not all(_PART.fullmatch(part) for part in parts):
+    if len(parts) > levels or not all(_PART.fullmatch(part) for part in parts):
         raise invalid(
-            f"file name {name[:120]!r}: use letters, digits and ._-@+= (at most {_PARTS} levels, "
+            f"file name {name[:120]!r}: use letters, digits and ._-@+= (at most {levels} levels, "
             "each beginning with a letter, digit or _)",
             field="filename",
         )
