@@ -41,7 +41,9 @@ from trainer.runs import (
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_WORKER = (sys.executable, str(ROOT / "tests/data/fake_worker.py"))
-ROWS = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]} for n in range(3)]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": str(n)}]} for n in range(3)
+]
 A = "/v1/accounts/local"
 
 

@@ -113,9 +113,7 @@ def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Compo
     groups = {**config, "data": data}
     settings = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
     settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
-    return Composed(
-        kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], **settings
-    )
+    return Composed(kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], **settings)
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -208,8 +206,10 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
         close = difflib.get_close_matches(group[2], options, n=1)
         hint = f"; did you mean {group[1]}={close[0]}?" if close else ""
         return f"{group[1]}={group[2]}: no such option{hint} (there are: {', '.join(options)})"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: has no value; type {error.full_key}=VALUE"
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    if missing:
+        key = (isinstance(error, MissingMandatoryValue) and error.full_key) or missing[1]
+        return f"{key}: has no value; type {key}=VALUE"
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if bare:
         return f"{bare[0]!r} is neither a command (see python -m trainer --help) nor key=value"

@@ -62,9 +62,7 @@ def read(folder: Path) -> History:
     kept = [body for body in checkpoints.values() if Path(body["path"]).exists()]
     metrics, evaluation = _last_metrics(folder)
     moving = not state.terminal and state is not JobState.PAUSED
-    return History(
-        folder, spec, state, message, percent, metrics, evaluation, kept, model, moving and not held(folder)
-    )
+    return History(folder, spec, state, message, percent, metrics, evaluation, kept, model, moving and not held(folder))
 
 
 def events(folder: Path) -> list[Event]:

@@ -101,7 +101,6 @@ class Worker:
         self.reporter.state(terminal_state(outcome), _summary(self.spec, outcome))
         return EXIT_DONE
 
-
     def _hand_over(self, outcome: Outcome, prepared: Prepared) -> None:
         """The checkpoint's weights become the output model's files, with the tokenizer and template trained on."""
         with tempfile.TemporaryDirectory(prefix="trainer-tokenizer-") as place:

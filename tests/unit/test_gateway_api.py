@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def test_signed_urls_cannot_be_altered_or_used_late(
             assert refused(client, "PUT", altered, content=b"12345")["http"] == 403
     assert refused(client, "GET", url)["http"] == 403
     old = gateway.files.url("PUT", "accounts/local/datasets/s", "a.jsonl", base_url="http://embedded", size=5)
-    monkeypatch.setattr("time.time", lambda now=__import__("time").time(): now + 4000)
+    later = time.time() + 4000
+    monkeypatch.setattr("time.time", lambda: later)
     assert "expired" in refused(client, "PUT", old, content=b"12345")["message"]
     assert (gateway.folder / "signing.key").stat().st_mode & 0o777 == 0o600
 
@@ -193,7 +195,12 @@ def test_ids_are_checked(client: GatewayClient, name: str) -> None:
 def test_lists(client: GatewayClient) -> None:
     for number in range(5):
         name = f"l-{number}"
-        ask(client, "POST", f"{A}/datasets", {"dataset": {"displayName": "odd" if number % 2 else "even"}, "datasetId": name})
+        ask(
+            client,
+            "POST",
+            f"{A}/datasets",
+            {"dataset": {"displayName": "odd" if number % 2 else "even"}, "datasetId": name},
+        )
     url = f"{A}/datasets"
     first = ask(client, "GET", url, params={"pageSize": 2})
     assert (len(first["datasets"]), first["totalSize"]) == (2, 6)
@@ -231,7 +238,9 @@ def test_patch(client: GatewayClient) -> None:
     assert "updateMask" in refused(client, "PATCH", f"{url}?updateMask=state", {"state": "READY"})["message"]
     assert "format" in refused(client, "PATCH", url, {"format": "RL"})["message"]
     assert refused(client, "PATCH", f"{A}/datasets/none", {})["code"] == 5
-    starred = ask(client, "PATCH", f"{url}?updateMask=*", {"displayName": "only", "format": "CHAT", "exampleCount": "3"})
+    starred = ask(
+        client, "PATCH", f"{url}?updateMask=*", {"displayName": "only", "format": "CHAT", "exampleCount": "3"}
+    )
     assert (starred["displayName"], starred["state"], "externalUrl" in starred) == ("only", "READY", False)
 
 
@@ -361,7 +370,9 @@ def test_a_waiting_job_is_cancelled_resumed_and_deleted_at_once(client: GatewayC
     assert ask(client, "POST", f"{JOBS}/j:cancel", {}) == {}
     cancelled = ask(client, "GET", f"{JOBS}/j")
     assert (cancelled["state"], "completedTime" in cancelled) == ("JOB_STATE_CANCELLED", True)
-    assert "cannot cancel job in state: JOB_STATE_CANCELLED" in refused(client, "POST", f"{JOBS}/j:cancel", {})["message"]
+    assert (
+        "cannot cancel job in state: JOB_STATE_CANCELLED" in refused(client, "POST", f"{JOBS}/j:cancel", {})["message"]
+    )
     assert ask(client, "POST", f"{JOBS}/j:resume", {})["state"] == "JOB_STATE_PENDING"
     assert "completedTime" not in ask(client, "GET", f"{JOBS}/j")
     assert ask(client, "DELETE", f"{JOBS}/j") == {}
@@ -377,7 +388,9 @@ def report(client: GatewayClient, *events: tuple[int, str, dict[str, Any]], job:
 def test_reports_apply_once_and_in_order(both: tuple[GatewayClient, Gateway]) -> None:
     client, gateway = both
     state = {"state": "JOB_STATE_RUNNING"}
-    assert report(client, (1, "state", state), (2, "metrics", {"step": 1}), (3, "log", {"line": "x"})) == {"ackedSeq": 3}
+    assert report(client, (1, "state", state), (2, "metrics", {"step": 1}), (3, "log", {"line": "x"})) == {
+        "ackedSeq": 3
+    }
     assert report(client, (2, "metrics", {"step": 1}), (4, "metrics", {"step": 2})) == {"ackedSeq": 4}
     name = "accounts/local/supervisedFineTuningJobs/run"
     metrics = gateway.files.path(name, "metrics.jsonl")
@@ -388,7 +401,12 @@ def test_reports_apply_once_and_in_order(both: tuple[GatewayClient, Gateway]) ->
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
     report(client, (6, "state", {"state": "JOB_STATE_VALIDATING"}), (7, "metrics", {"step": 3, "again": 1}))
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "again": 1}\n'
-    bad = {"events": [{"seq": 8, "kind": "log", "body": {"line": "y"}}, {"seq": 9, "kind": "state", "body": {"state": "X"}}]}
+    bad = {
+        "events": [
+            {"seq": 8, "kind": "log", "body": {"line": "y"}},
+            {"seq": 9, "kind": "state", "body": {"state": "X"}},
+        ]
+    }
     status = refused(client, "POST", f"{JOBS}/run:report", bad)
     assert status["details"][0]["metadata"] == {"seq": "9"}
     assert report(client) == {"ackedSeq": 7}
@@ -424,16 +442,26 @@ def test_a_reported_model_is_filled_by_upload(client: GatewayClient) -> None:
 
 def test_promotion_is_refused_for_what_is_not_ours(client: GatewayClient, tmp_path: Path) -> None:
     outside = tmp_path.parent / f"outside-{os.getpid()}"
-    kinds = {"good": ["CHECKPOINT_TYPE_TRAINING_LORA", "CHECKPOINT_TYPE_INFERENCE_LORA"], "bad": ["CHECKPOINT_TYPE_TRAINING"]}
+    kinds = {
+        "good": ["CHECKPOINT_TYPE_TRAINING_LORA", "CHECKPOINT_TYPE_INFERENCE_LORA"],
+        "bad": ["CHECKPOINT_TYPE_TRAINING"],
+    }
     for seq, (name, types) in enumerate(kinds.items(), start=1):
         body = {"id": name, "step": seq, "types": types, "promotable": name == "good", "path": str(outside)}
         report(client, (seq, "checkpoint", body))
     rows = ask(client, "GET", f"{JOBS}/run/checkpoints")["checkpoints"]
-    assert [(row["checkpointType"][16:], row["promotable"]) for row in rows] == [("INFERENCE_LORA", True), ("TRAINING", False)]
+    assert [(row["checkpointType"][16:], row["promotable"]) for row in rows] == [
+        ("INFERENCE_LORA", True),
+        ("TRAINING", False),
+    ]
     url = f"{JOBS}/run/checkpoints"
     assert refused(client, "POST", f"{url}/bad:promote", {"outputModel": "p"})["code"] == 9
     assert refused(client, "POST", f"{url}/good:promote", {"outputModel": "p"})["code"] == 7
     assert "bad" in refused(client, "POST", f"{url}/none:promote", {"outputModel": "p"})["message"]
     assert refused(client, "POST", f"{url}/good:promote", {"outputModel": "base"})["code"] == 6
-    body = {"output_model": "accounts/local/models/p", "trainer_job_id": "run", "base_model": "accounts/local/models/base"}
+    body = {
+        "output_model": "accounts/local/models/p",
+        "trainer_job_id": "run",
+        "base_model": "accounts/local/models/base",
+    }
     assert refused(client, "POST", f"{A}/checkpoints/good:promote", body)["code"] == 7

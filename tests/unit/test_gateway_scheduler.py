@@ -70,7 +70,11 @@ def test_a_job_runs_to_its_model(both: tuple[GatewayClient, Gateway], tmp_path: 
     (checkpoint,) = client.checkpoints(name)
     assert checkpoint["promotable"]
     assert client.promote(checkpoint["name"], "promoted")["state"] == "READY"
-    body = {"outputModel": "accounts/local/models/again", "trainerJobId": name, "baseModel": "accounts/local/models/base"}
+    body = {
+        "outputModel": "accounts/local/models/again",
+        "trainerJobId": name,
+        "baseModel": "accounts/local/models/base",
+    }
     answer = client.call("Gateway_PromoteCheckpoint", {"checkpoint_id": "step-1"}, body=body)
     assert answer["model"]["peftDetails"]["r"] == 8
     damaged = tmp_path / "j/checkpoints/step-1/weights/adapter_config.json"

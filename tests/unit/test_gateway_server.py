@@ -42,7 +42,7 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(GatewayError, match=f"already served at {url}"):
             serve(folder)
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        assert process.wait(10) == 0
         assert running_server(folder) is None
     print(f"started in {took:.2f} s")
     client = open_client(GatewaySettings())
@@ -62,7 +62,7 @@ def test_a_server_that_died_is_not_believed(tmp_path: Path, monkeypatch: pytest.
         assert client.base_url == "http://embedded"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org", "::"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org", "::"])
 def test_only_loopback_is_served(tmp_path: Path, host: str) -> None:
     with pytest.raises(GatewayError, match="this machine only"):
         serve(tmp_path, host)
@@ -111,7 +111,9 @@ def test_the_control_side_starts_without_tensor_libraries() -> None:
         "import trainer.launch.here\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'wandb') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -70,9 +70,7 @@ def test_rank_0_is_all_parameters_and_a_warm_start_keeps_its_own():
     assert Hyperparameters.of(warm, LoraSettings()).lora_rank is None
 
 
-@pytest.mark.parametrize(
-    ("value", "want"), [("a-1", "a-1"), ("accounts/x/models/m", "m"), ("a" * 63, "a" * 63)]
-)
+@pytest.mark.parametrize(("value", "want"), [("a-1", "a-1"), ("accounts/x/models/m", "m"), ("a" * 63, "a" * 63)])
 def test_resource_ids(value, want):
     assert resource_id(value, collection="models", what="output_model") == want
 

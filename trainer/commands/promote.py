@@ -1,7 +1,7 @@
 """Make a run's model, or one of its checkpoints, a model of the gateway.
 
-  python -m trainer promote last --to my-model
-  python -m trainer promote outputs/RUN/checkpoints/step-40 --to my-model
+python -m trainer promote last --to my-model
+python -m trainer promote outputs/RUN/checkpoints/step-40 --to my-model
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     spec, checkpoint = _find(options.what)
     if spec.gateway.kind == "off":
-        raise UsageError(f"{spec.id} was run with gateway=off; set \"kind\" in its run.json to promote from it")
+        raise UsageError(f'{spec.id} was run with gateway=off; set "kind" in its run.json to promote from it')
     client = Teller(spec.gateway).client()
     assert client is not None
     with client, tempfile.TemporaryDirectory(prefix="trainer-promote-") as place:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
 
 from trainer.data.datum import Datum
 from trainer.engine import sampling
@@ -385,6 +386,7 @@ def _device(name: str) -> torch.device:
 
 
 def _load(path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+    disable_progress_bar()  # its bars would break into the run's own output
     return AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,

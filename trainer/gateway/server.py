@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -136,7 +138,8 @@ def serve(
         )  # fmt: skip
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            with _quiet_end():
+                uvicorn.Server(config).run(sockets=[listener])
         finally:
             (folder / SERVER_FILE).unlink(missing_ok=True)
             gateway.close()
@@ -399,6 +402,20 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             ) from error
         listener.listen(128)
         yield listener
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    """uvicorn stops gracefully at a signal and then raises it again; having stopped, there is nothing left to do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_server_file(folder: Path, url: str) -> None:

@@ -50,9 +50,7 @@ def read_material(spec: RunSpec) -> Prepared:
     datums, rows = train.datums, train.rows
     if spec.inputs.evaluation:
         settings = spec.data.model_copy(update={"max_rows": None})
-        held_out = ledgers.prepare(
-            spec.inputs.evaluation, settings, renderer=renderer, max_context=longest, min_rows=1
-        )
+        held_out = ledgers.prepare(spec.inputs.evaluation, settings, renderer=renderer, max_context=longest, min_rows=1)
         found[HELD_OUT_LEDGER] = held_out.ledger
         held, held_rows = held_out.datums, held_out.rows
     elif spec.job.eval_auto_carveout:
@@ -64,7 +62,9 @@ def read_material(spec: RunSpec) -> Prepared:
         datums = [datums[row] for row in kept]
     else:
         held, held_rows = [], []
-    return Prepared(Material(datums, held, _questions(spec, renderer, held_rows)), renderer, found, model.context_length)
+    return Prepared(
+        Material(datums, held, _questions(spec, renderer, held_rows)), renderer, found, model.context_length
+    )
 
 
 def _questions(spec: RunSpec, renderer: Renderer, rows: Sequence[Row]) -> list[Question]:

@@ -48,7 +48,6 @@ class Cursor:
 
     step: int = 0
     tokens: int = 0
-    metrics_bytes: int = 0
     best_step: int = 0
     best_loss: float | None = None
     worse: int = 0
@@ -135,9 +134,9 @@ class SftLoop:
         if checkpoint is None:
             self.files.cut(0)
             return Cursor(), None
-        cursor = Cursor(**checkpoint.cursor)
+        cursor = Cursor(**checkpoint.cursor["loop"])
         self.engine.load_state(MODEL, checkpoint.weights, checkpoint.state)
-        self.files.cut(cursor.metrics_bytes)
+        self.files.cut(checkpoint.cursor["metrics_bytes"])
         self.reporter.log(f"resumed after step {cursor.step} of {self.total}")
         return cursor, checkpoint
 
@@ -226,21 +225,23 @@ class SftLoop:
 
     def save(self, cursor: Cursor) -> Checkpoint:
         """Write a checkpoint of this very moment, then let go of old ones."""
-        cursor = replace(cursor, metrics_bytes=self.files.position())
 
         def fill(weights: Path, state: Path) -> None:
             self.engine.save_weights(MODEL, weights)
             self.engine.save_state(MODEL, state)
 
-        checkpoint = checkpoints.write(
-            self.root, cursor.step, lora=self.spec.hyper.lora_rank != 0, cursor=asdict(cursor), fill=fill
-        )
+        stands = {"loop": asdict(cursor), "metrics_bytes": self.files.position()}
+        lora = self.spec.hyper.lora_rank != 0
+        checkpoint = checkpoints.write(self.root, cursor.step, lora=lora, cursor=stands, fill=fill)
         protect = {cursor.best_step} if self.spec.job.early_stop else set()
         checkpoints.prune(self.root, keep=self.spec.train.keep_checkpoints, protect=protect)
         self.reporter.checkpoint(
             {
-                "id": f"step-{cursor.step}", "step": cursor.step, "types": list(checkpoint.types),
-                "promotable": checkpoint.promotable, "path": str(checkpoint.path),
+                "id": f"step-{cursor.step}",
+                "step": cursor.step,
+                "types": list(checkpoint.types),
+                "promotable": checkpoint.promotable,
+                "path": str(checkpoint.path),
             }  # fmt: skip
         )
         return checkpoint
