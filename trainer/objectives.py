@@ -1,4 +1,4 @@
-"""The expanded objective of each kind of job, as `run.json` and the gateway's job log store it: every constant named."""
+"""The expanded objective of each kind of job, as `run.json` stores it: every constant named."""
 
 from __future__ import annotations
 

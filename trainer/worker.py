@@ -98,6 +98,8 @@ class Worker:
         self.reporter.state(JobState.WRITING_RESULTS)
         self._hand_over(outcome, prepared)
         self.reporter.progress(100.0)
+        for line in _samples(self.spec, outcome):
+            self.reporter.log(line)
         self.reporter.state(terminal_state(outcome), _summary(self.spec, outcome))
         return EXIT_DONE
 
@@ -169,6 +171,12 @@ def _summary(spec: RunSpec, outcome: Outcome) -> str:
         rows = len(outcome.after)
         words.append(f"exact match {before / rows:.1%} before, {after / rows:.1%} after, of {rows} held-out rows")
     return "; ".join(words)
+
+
+def _samples(spec: RunSpec, outcome: Outcome) -> list[str]:
+    """A few held-out rows: what was asked, and the answers before and after."""
+    pairs = list(zip(outcome.before, outcome.after, strict=False))[: spec.train.sample_rows]
+    return [f"  {after.asked!r}: {before.given!r} before, {after.given!r} after" for before, after in pairs]
 
 
 def _or_refuse(make: Callable[[], T]) -> T:

@@ -25,7 +25,7 @@ def test_every_other_config_loads(group):
         words = ["job.dataset=rows.jsonl"] if group == "data" and option == "file" else []
         if (group, option) == ("gateway", "remote"):
             words = ["gateway.base_url=http://127.0.0.1:1", "gateway.account=me"]
-        if group != "experiment" and group != "data":
+        if group not in ("experiment", "data"):
             words.append("data=quickstart")
         assert compose([f"{group}={option}", *words]).job.dataset
 

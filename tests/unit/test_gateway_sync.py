@@ -49,7 +49,7 @@ def write_model(run: Path) -> dict[str, Any]:
 
 def test_a_whole_run_is_told(client: GatewayClient, run: Path) -> None:
     say(run, 1, "state", state="JOB_STATE_RUNNING")
-    syncer = Syncer(run, client)
+    syncer = Syncer(run, client, job={"dataset": "accounts/local/datasets/rows", "baseModel": "org/base"})
     syncer.start()
     wait_for(lambda: client.find(JOB), "the job is known")
     say(run, 2, "metrics", step=1, loss=1.0)
@@ -57,7 +57,8 @@ def test_a_whole_run_is_told(client: GatewayClient, run: Path) -> None:
     say(run, 4, "state", state="JOB_STATE_COMPLETED", message="done")
     assert syncer.drain(10)
     assert (syncer.acked, syncer.pending) == (4, 0)
-    assert client.get(JOB)["state"] == "JOB_STATE_COMPLETED"
+    job = client.get(JOB)
+    assert (job["state"], job["dataset"]) == ("JOB_STATE_COMPLETED", "accounts/local/datasets/rows")
     model = client.get("accounts/local/models/out")
     assert (model["state"], model["fineTuningJob"], model["contextLength"]) == ("READY", JOB, 64)
     assert json.loads((run / "sync_state.json").read_text()) == {"ackedSeq": 4}

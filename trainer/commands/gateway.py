@@ -6,8 +6,14 @@ import argparse
 from datetime import UTC, datetime
 
 from trainer.compose import for_job
+from trainer.errors import UsageError
+from trainer.gateway.errors import GatewayError
+from trainer.gateway.gateway import Gateway
+from trainer.gateway.scheduler import Scheduler
+from trainer.gateway.server import serve
 from trainer.jobs import SupervisedFineTuningJob
-from trainer.runs import Inputs, RunSpec
+from trainer.launch import here
+from trainer.runs import Inputs, RunSpec, gateway_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

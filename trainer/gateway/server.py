@@ -43,7 +43,7 @@ from trainer.gateway.resources.table import OPERATIONS
 SERVER_FILE = "server.json"
 JSON_LIMIT = 16 << 20
 MULTIPART_LIMIT = 151 << 20  # 150 MB of file, and the form around it
-_LOOPBACK_NAMES = frozenset({"localhost", "testserver", "embedded"})
+_LOOPBACK_NAMES = frozenset({"localhost", "embedded"})  # the second: a client inside this process
 _log = logging.getLogger("trainer.gateway")
 
 

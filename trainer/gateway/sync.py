@@ -40,14 +40,22 @@ class Teller(Protocol):
 class Syncer:
     """Tells `client` about the run in `run_folder`.
 
+    job: the job as the gateway is to have it, in the wire's names; None = as run.json has it.
     show: told what a person should know (a remote gateway of another make, a parked event).
     """
 
     def __init__(
-        self, run_folder: Path, client: Teller, *, show: Callable[[str], None] | None = None, backoff: float = 1.0
+        self,
+        run_folder: Path,
+        client: Teller,
+        *,
+        job: Mapping[str, Any] | None = None,
+        show: Callable[[str], None] | None = None,
+        backoff: float = 1.0,
     ) -> None:
         self._folder, self._client = run_folder, client
         self._spec = RunSpec.load(run_folder)
+        self._job = dict(job) if job is not None else self._spec.job.wire()
         self._show = show or _log.warning
         self._backoff = backoff
         self._offset = 0
@@ -134,7 +142,7 @@ class Syncer:
             )
             return
         try:
-            there = self._client.report(self._spec.id, [], job=self._spec.job.wire())
+            there = self._client.report(self._spec.id, [], job=self._job)
         except GatewayError as error:
             if not error.permanent:
                 raise

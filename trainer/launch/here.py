@@ -62,15 +62,13 @@ def start(
     *,
     env: dict[str, str] | None = None,
     log: Path | None = None,
-    dry_run: bool = False,
     command: tuple[str, ...] = COMMAND,
 ) -> subprocess.Popen[bytes]:
     """Start `command` on `run_folder`; `env` is added to this process's environment.
 
     log: where its standard output and error are appended; None = they stay with this terminal.
-    dry_run: it reads the rows, says what it would do, and ends.
     """
-    full = [*command, str(run_folder), *(["--dry-run"] if dry_run else [])]
+    full = [*command, str(run_folder)]
     environment = {**os.environ, **(env or {})}
     if log is None:
         process = subprocess.Popen(full, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
@@ -84,8 +82,7 @@ def start(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-    if not dry_run:
-        _write(run_folder, Worker(process.pid, _start_time(process.pid)))
+    _write(run_folder, Worker(process.pid, _start_time(process.pid)))
     return process
 
 

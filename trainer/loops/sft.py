@@ -242,7 +242,7 @@ class SftLoop:
                 "types": list(checkpoint.types),
                 "promotable": checkpoint.promotable,
                 "path": str(checkpoint.path),
-            }  # fmt: skip
+            }
         )
         return checkpoint
 
