@@ -50,7 +50,9 @@ print(*train.ledger.summary(), sep="\n")
 # The task is to sort digits, which the base has never seen.
 
 # %%
-questions = [Question(renderer.prompt_ids(row), row.messages[0]["content"], renderer.reference(row)) for row in held_out.rows]
+questions = [
+    Question(renderer.prompt_ids(row), row.messages[0]["content"], renderer.reference(row)) for row in held_out.rows
+]
 
 
 def decode(ids: list[int]) -> str:

@@ -66,7 +66,7 @@ class DataSettings(Closed):
     format: Literal["auto", "chat", "completion", "text"] = Field(default="auto", description="auto = by its keys.")
     split: str = Field(default="train", description="Split of a hub data set.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="Rename columns before reading: {'prompt': 'question', ...}."
+        default_factory=dict, description="Which column each field is read from: {'prompt': 'question', ...}."
     )
     overlong: Literal["refuse", "drop", "cut"] = Field(
         default="refuse", description="Rows over max_context_length: refuse the job, drop the row, or cut its end."

@@ -162,15 +162,15 @@ class Console(Quiet):
         self._percent = 0.0
 
     def state(self, state: JobState, message: str = "", *, code: str = "OK") -> None:
-        if state is not JobState.RUNNING:
+        if state is JobState.RUNNING:
+            self._started = time.monotonic()
+        else:
             self._stop_bar()
         word = state.removeprefix("JOB_STATE_").lower().replace("_", " ")
         self.log(f"{word}: {message}" if message else word)
 
     def progress(self, percent: float, **fields: int) -> None:
         self._percent = percent
-        if not self._started:
-            self._started = time.monotonic()
         if self._console.is_terminal:
             if self._bar is None:
                 self._bar = _bar(self._console)
@@ -196,8 +196,8 @@ class Console(Quiet):
         self._stop_bar()
 
     def _left(self) -> str:
-        if not self._percent:
-            return ""
+        if self._percent < 1:
+            return ""  # too early to tell
         seconds = (time.monotonic() - self._started) * (100 - self._percent) / self._percent
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 

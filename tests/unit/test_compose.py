@@ -87,8 +87,8 @@ def test_other_rows_do_not_inherit_the_groups_held_out_rows():
 
 
 def test_columns_can_be_named_without_a_plus():
-    composed = compose(["data.train=x.jsonl", "data.columns={question: prompt}", "data.columns.answer=completion"])
-    assert composed.data.columns == {"question": "prompt", "answer": "completion"}
+    composed = compose(["data.train=x.jsonl", "data.columns={prompt: question}", "data.columns.completion=answer"])
+    assert composed.data.columns == {"prompt": "question", "completion": "answer"}
 
 
 def test_the_key_is_in_no_stored_word():

@@ -6,6 +6,7 @@ A gateway that cannot be reached never fails a run: what it has not heard stays 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Teller:
         client = self.client()
         if client is None:
             return
-        job = self._registered(spec, client)
+        job = self._registered(spec, client, folder)
         self._syncer = Syncer(folder, client, job=job, show=self.problems.append)
         self._syncer.start()
 
@@ -55,19 +56,35 @@ class Teller:
             self._client.close()
         return self.problems
 
-    def _registered(self, spec: RunSpec, client: GatewayClient) -> dict[str, Any]:
+    def _registered(self, spec: RunSpec, client: GatewayClient, folder: Path) -> dict[str, Any]:
         """The job as the gateway is to have it: local files under the names of the data sets they were uploaded as."""
         job = spec.job.wire()
         for key, source in (("dataset", spec.inputs.train), ("evaluationDataset", spec.inputs.evaluation)):
-            if source is not None:
-                job[key] = self._uploaded(source, client) or job[key]
+            if source is not None and not source.name.startswith("accounts/"):
+                job[key] = self._uploaded(source, client, spec.data.columns, folder) or job[key]
         return job
 
-    def _uploaded(self, source: RowSource, client: GatewayClient) -> str | None:
-        if source.name.startswith("accounts/") or not Path(source.path).is_file():
-            return None  # it is the gateway's already, or a folder or hub id, which the job names as it is
+    def _uploaded(self, source: RowSource, client: GatewayClient, columns: dict[str, str], folder: Path) -> str | None:
+        """The name of the data set that `source` was uploaded as; None where the job goes on naming it as it does."""
+        path = Path(source.path)
+        if path.suffix != ".jsonl" or not path.is_file():
+            return None  # a folder, a hub id or another format, which the gateway does not hold
+        if columns:
+            path = _renamed(path, columns, folder / "inputs" / path.name)
         try:
-            return str(client.upload_dataset(Path(source.path))["name"])
+            return str(client.upload_dataset(path)["name"])
         except GatewayError as error:
             self.problems.append(f"{source.path} was not registered as a data set: {error.message}")
             return None
+
+
+def _renamed(path: Path, columns: dict[str, str], target: Path) -> Path:
+    """A copy of a JSONL file with its columns under the names of the fields that are read from them."""
+    fields = {column: field for field, column in columns.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with path.open(encoding="utf-8-sig") as rows, target.open("w", encoding="utf-8") as copy:
+        for line in rows:
+            if line.strip():
+                row = {fields.get(key, key): value for key, value in json.loads(line).items()}
+                copy.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return target
