@@ -56,7 +56,7 @@ questions = [
 
 
 def decode(ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True)
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 before = answer(engine, "mine", questions[:50], max_tokens=16, decode=decode)

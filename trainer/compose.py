@@ -14,16 +14,19 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from trainer import __version__
+from trainer import __version__, provenance
 from trainer.errors import UsageError
 from trainer.jobs import JOB_KINDS, SupervisedFineTuningJob
 from trainer.objectives import OBJECTIVES
+from trainer.provenance import COMPUTED, DEFAULT, TYPED, WIRE, Layer
 from trainer.runs import (
     DataSettings,
     EngineSettings,
@@ -67,14 +70,19 @@ class Composed(BaseModel):
     gateway: GatewaySettings
     overrides: list[str]
     notes: list[str]
+    sources: dict[str, str]
 
     def spec(self, run_id: str, inputs: Inputs, *, created: str) -> RunSpec:
         """The run's description, once its inputs are known."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
+        objective = OBJECTIVES[self.kind]
+        sources = self.sources | provenance.of_hyper(self.job, self.model.lora, self.sources)
+        sources |= {key: COMPUTED for key, _ in provenance.leaves({"inputs": inputs})}
+        sources |= {key: DEFAULT for key, _ in provenance.leaves({"objective": objective})}
         return RunSpec(
             id=run_id, kind=self.kind, created=created, trainer_version=__version__, job=self.job, inputs=inputs,
-            hyper=Hyperparameters.of(self.job, self.model.lora), objective=OBJECTIVES[self.kind],
-            overrides=_without_secrets(self.overrides), **settings,
+            hyper=Hyperparameters.of(self.job, self.model.lora), objective=objective,
+            overrides=_without_secrets(self.overrides), sources=sources, **settings,
         )  # fmt: skip
 
 
@@ -82,8 +90,10 @@ def compose(overrides: Sequence[str]) -> Composed:
     """Compose and check. No override at all is the quick start. Raises `ConfigError`."""
     # The one open dictionary takes new keys without Hydra's plus sign.
     typed = [f"++{word}" if word.startswith("data.columns") else word for word in overrides] or [_QUICKSTART]
-    config = _container(typed)
+    config, origins = _container(typed), _origins(typed)
     notes = _untie_evaluation(config)
+    if notes:
+        origins["job.evaluation_dataset"] = COMPUTED
     problems: list[str] = []
     checked: dict[str, Any] = {}
     data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
@@ -92,6 +102,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     job = _prune(config["job"])
     if job.get("warm_start_from") and job.get("base_model") == config["model"]["name"]:
         del job["base_model"]  # filled in by the model group, not typed
+        origins["job.base_model"] = COMPUTED
     if not job.get("dataset"):
         problems.append(
             "job.dataset: name the rows to train on: data.train=FILE, a hub id, a gateway data set, or data=quickstart"
@@ -102,18 +113,25 @@ def compose(overrides: Sequence[str]) -> Composed:
         raise ConfigError("\n".join(problems))
     return Composed(
         kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
-        overrides=list(overrides), notes=notes, **checked,
+        overrides=list(overrides), notes=notes, sources=provenance.of_settings({"kind": config["kind"], **checked}, origins),
+        **checked,
     )  # fmt: skip
 
 
 def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Composed:
     """The shipped configuration around a job that came over the wire; `base_path` is where its base model is."""
-    config = _container([f"job={kind}", "gateway=off"])
+    words = [f"job={kind}", "gateway=off"]
+    config = _container(words)
     data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
     groups = {**config, "data": data}
-    settings = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
+    settings: dict[str, Any] = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
     settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
-    return Composed(kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], **settings)
+    origins = {key: name for key, name in _origins(words).items() if not key.startswith("model.")}
+    origins |= provenance.of_wire(job) | {"kind": WIRE, "model.name": WIRE, "model.path": COMPUTED}
+    sources = provenance.of_settings({"kind": kind, "job": job, **settings}, origins)
+    return Composed(
+        kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], sources=sources, **settings
+    )
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -146,6 +164,25 @@ def _container(overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(_hydra_words(error, overrides)) from error
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
+
+
+def _origins(overrides: Sequence[str]) -> dict[str, str]:
+    """Where each key's value came from; `overrides` have been composed without error before."""
+    root = shipped("configs")
+    layers = []
+    with initialize_config_dir(str(root), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        merged = loader.compute_defaults_list("config", list(overrides), RunMode.RUN)
+    for one in merged.defaults:  # in the order in which Hydra merges them
+        if one.config_path is None or one.config_path.startswith("hydra/"):
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(root / f"{one.config_path}.yaml"), resolve=False)
+        assert isinstance(content, dict)
+        content.pop("defaults", None)
+        layers.append(Layer(f"configs/{one.config_path}.yaml", one.package or "", content))
+    typed = [one for one in merged.config_overrides if not one.is_delete()]
+    layers += [Layer(TYPED, one.key_or_group, one.value()) for one in typed]
+    return provenance.origins(layers)
 
 
 def _untie_evaluation(config: dict[str, Any]) -> list[str]:
@@ -238,4 +275,4 @@ def _snake(name: str) -> str:
 
 
 def _without_secrets(overrides: Sequence[str]) -> list[str]:
-    return [re.sub(r"(api_key\s*=).*", r"\1***", text) for text in overrides]
+    return [re.sub(r"(api_key\s*[=:]).*", r"\1***", text) for text in overrides]

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from trainer.jobs import (
     DEFAULT_BATCH_TOKENS,
@@ -60,6 +60,26 @@ class ModelSettings(Closed):
     lora: LoraSettings = LoraSettings()
 
 
+def _share(default: float, description: str) -> float:
+    return Field(default=default, ge=0, le=1, description=description)
+
+
+class GateSettings(Closed):
+    """What a run's data may measure before it is refused. All are shares from 0 (none allowed) to 1 (no gate)."""
+
+    dropped_rows: float = _share(0.1, "Rows left out, of the rows read: bad_rows=drop and overlong=drop have a bound.")
+    cut_tokens: float = _share(0.1, "Tokens cut off by overlong=cut, of the tokens read: answers lose their ends.")
+    untrained_rows: float = _share(
+        0.05, "Rows without a token to learn (weight 0, or cut before the answer), of the rows read."
+    )
+    untrained_stops: float = _share(
+        0.1, "Turns learnt without their stop token, of the turns learnt: the model runs on after such answers."
+    )
+    duplicate_rows: float = _share(0.5, "Rows equal to an earlier one, of the rows used: 0.5 lets each stand twice.")
+    overlap_rows: float = _share(0.0, "Held-out rows that are trained on too, of the held-out rows.")
+    overlap_prompts: float = _share(0.0, "Held-out rows whose prompt is trained on too, whatever the answer.")
+
+
 class DataSettings(Closed):
     """How rows are read; which rows is the job's `dataset`."""
 
@@ -73,9 +93,15 @@ class DataSettings(Closed):
     )
     bad_rows: Literal["refuse", "drop"] = Field(default="refuse", description="Rows that cannot be used.")
     max_rows: int | None = Field(default=None, ge=1, description="Use only the first n rows; None = all.")
+    max_row_bytes: int = Field(
+        default=2 << 20,
+        ge=1024,
+        description="Longest row of a .jsonl or .json file; reading holds up to 20 times that.",
+    )
     shuffle: bool = Field(default=True, description="New order in every epoch, from the seed.")
     carveout_fraction: float = Field(default=0.1, gt=0, lt=1, description="Share held out by eval_auto_carveout.")
     carveout_max_rows: int = Field(default=100, ge=1, description="At most so many rows are held out.")
+    gates: GateSettings = GateSettings()
 
 
 class TrainSettings(Closed):
@@ -182,7 +208,7 @@ class RunSpec(Closed):
 
     version: Literal[1] = 1
     id: str = Field(description="The run's id, and the job's id in the gateway.")
-    kind: Literal["sft"]
+    kind: str = Field(description="A key of `trainer.jobs.JOB_KINDS`.")
     created: str
     trainer_version: str
     job: SupervisedFineTuningJob
@@ -196,6 +222,16 @@ class RunSpec(Closed):
     hyper: Hyperparameters
     objective: dict[str, Any] = Field(description="The expanded objective: every constant of the loss.")
     overrides: list[str] = Field(default_factory=list, description="What was typed on the command line.")
+    sources: dict[str, str] = Field(
+        default_factory=dict, description="Where each value came from, by dotted key (`trainer.provenance`)."
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, value: str) -> str:
+        if value not in JOB_KINDS:
+            raise ValueError(f"{value!r} is no kind of job; there are {', '.join(JOB_KINDS)}")
+        return value
 
     def save(self, folder: Path) -> Path:
         """Write `run.json` into `folder` (made if absent) and return its path. Secrets are left out."""

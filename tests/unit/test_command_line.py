@@ -87,7 +87,8 @@ def test_a_run_from_the_first_word_to_the_last(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "model    accounts/local/models/mine is READY in the gateway" in done.stdout
     run = only_run(tmp_path)
-    assert {"run.json", "ledger.json", "metrics.jsonl", "sync.jsonl", "samples.json"} <= {path.name for path in run.iterdir()}
+    for name in ("run.json", "ledger.json", "metrics.jsonl", "sync.jsonl", "samples.json"):
+        assert (run / name).is_file(), name
     described = json.loads((run / "run.json").read_text())
     assert described["objective"]["denominator"].startswith("N = trained tokens of the whole optimizer step")
     assert described["hyper"]["learning_rate"] == 1e-4

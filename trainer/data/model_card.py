@@ -29,7 +29,7 @@ def declared(path: str, revision: str | None) -> Declared:
         ) from error
     found = _ids(config.eos_token_id)
     with suppress(OSError):  # a model need not have a generation_config.json
-        found |= _ids(GenerationConfig.from_pretrained(path, revision=revision).eos_token_id)
+        found |= _ids(GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id)
     return Declared(int(config.max_position_embeddings), frozenset(found))
 
 
