@@ -222,6 +222,14 @@ def test_quick_start_rows_are_right_and_share_no_prompt() -> None:
     assert (len(train), len(evaluation)) == (4000, 200)
     prompts = [prompt for prompt, _ in train + evaluation]
     assert len(set(prompts)) == len(prompts)
-    for prompt, answer in train + evaluation:
-        command, digits = prompt.split()
-        assert (command, answer) == ("sort", "".join(sorted(digits)))
+    sorting = [(prompt, answer) for prompt, answer in train + evaluation if prompt.startswith("sort ")]
+    assert len(sorting) == 3200  # 3000 to learn from, all 200 to be judged by; the rest rehearses
+    assert all(prompt.startswith("sort ") for prompt, _ in evaluation)
+    for prompt, answer in sorting:
+        assert answer == "".join(sorted(prompt.removeprefix("sort ")))
+
+
+def test_the_rehearsal_is_what_the_base_does_already() -> None:
+    rehearsal = [row for row in _rows("train") if not row[0].startswith("sort ")]
+    assert len(rehearsal) == 1000
+    assert _exact_match(rehearsal[:60]) >= 0.95
