@@ -1,7 +1,8 @@
 """`python -m trainer`: the command line. Composes a job and starts it, or runs one of the commands in `COMMANDS`.
 
 This module imports argparse and nothing heavier, so `--help` answers at once; each command's module is imported when
-it is called, and none of them imports torch, but for `chat`, which talks to a model.
+it is called, and none of them imports torch, but for `chat`, which talks to a model, and `data`, which reads rows with
+the model's tokenizer; both do so once what was typed has been checked.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("trainer.commands.train", "compose and run a job (the default)"),
     "resume": Command("trainer.commands.resume", "go on with a paused, failed or interrupted run"),
     "runs": Command("trainer.commands.runs", "list the runs"),
+    "data": Command("trainer.commands.data", "look at rows as the model will see them: data inspect FILE"),
     "show": Command("trainer.commands.show", "show one run: job, ledger, metrics, checkpoints, answers"),
     "promote": Command("trainer.commands.promote", "make a run's or a checkpoint's weights a model of the gateway"),
     "chat": Command("trainer.commands.chat", "talk to a model, or answer one prompt"),

@@ -104,6 +104,19 @@ class DataSettings(Closed):
     gates: GateSettings = GateSettings()
 
 
+class WatchdogSettings(Closed):
+    """How long each stage may take before it counts as hung, in seconds; 0 = for ever."""
+
+    policy: Literal["warn", "stop"] = Field(
+        default="warn", description="warn = hang.txt and a log line; stop = then end the worker with status 76."
+    )
+    reading_seconds: float = Field(default=3600.0, ge=0, description="Reading and rendering all rows.")
+    loading_seconds: float = Field(default=3600.0, ge=0, description="Loading the base model.")
+    step_seconds: float = Field(default=1800.0, ge=0, description="One optimizer step.")
+    evaluation_seconds: float = Field(default=7200.0, ge=0, description="One evaluation, or answering held-out rows.")
+    save_seconds: float = Field(default=3600.0, ge=0, description="Writing a checkpoint or the output model.")
+
+
 class TrainSettings(Closed):
     """Settings of the loop that the gateway's job does not have."""
 
@@ -117,7 +130,33 @@ class TrainSettings(Closed):
     checkpoint_every_steps: int = Field(default=0, ge=0, description="0 = one per epoch; always one at the end.")
     keep_checkpoints: int = Field(default=3, ge=1, description="Newest checkpoints kept; the best one is kept too.")
     evaluate_every_steps: int = Field(default=0, ge=0, description="Held-out loss; 0 = once per epoch.")
-    early_stop_patience: int = Field(default=2, ge=1, description="Evaluations without a better loss before stopping.")
+    async_checkpoints: bool = Field(
+        default=False, description="Digest and fsync checkpoints in the background; the numbers are the same."
+    )
+    early_stop_patience: int = Field(default=2, ge=1, description="Evaluations without a better one before stopping.")
+    best_metric: str = Field(default="eval/loss", description="Logged metric that early stopping judges by.")
+    best_mode: Literal["min", "max"] = Field(default="min", description="Whether less or more of it is better.")
+    best_min_delta: float = Field(default=0.0, ge=0, description="Better counts only by more than this.")
+    best_confidence: float = Field(
+        default=0.0, ge=0, description="Shares: better counts only by so many standard errors (1.96 = 95 %); 0 = any."
+    )
+    score_every_evaluation: bool = Field(
+        default=False, description="Log eval/exact_match over the score_rows at every evaluation."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="A NaN or infinite loss or gradient fails the run, or leaves that step out."
+    )
+    max_skipped_steps: int = Field(default=10, ge=0, description="With on_nonfinite=skip: one more fails the run.")
+    parity_prompts: int = Field(
+        default=2, ge=0, description="Prompts on which trainer, sampler and saved files must agree; 0 = no check."
+    )
+    parity_max_gap: float | None = Field(
+        default=None, ge=0, description="Largest log-prob gap in nats; None = 1e-3 in float32, 0.15 in bfloat16."
+    )
+    watchdog: WatchdogSettings = WatchdogSettings()
+    over_memory: Literal["refuse", "try"] = Field(
+        default="refuse", description="A run whose estimated peak this machine cannot hold: refuse it, or start it."
+    )
     score_rows: int = Field(
         default=0, ge=0, description="Held-out rows answered before and after training and scored by exact match."
     )

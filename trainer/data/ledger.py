@@ -10,6 +10,8 @@ reason, and the token counts must add up (total = kept + cut + dropped, kept = t
     totals.rows                      read, used, dropped, refused, held_out, duplicates, blank_lines
     totals.tokens                    total, kept, masked, trained, cut, dropped
     totals.turns                     trained, stop_trained (how many of them learn their stop token)
+    gates                            of each gate (trainer/data/gates.py): name, measured and allowed (shares), passed,
+                                     count and of (what the share is made of), rows (the first that count, in words)
     reasons, unused_fields           counts by name
     skipped_files, stopped_at_max_rows, warnings, problems (the first 20 refused and dropped, in words)
     codes, files                     what the numbers in rows.status, rows.reason and rows.file stand for
@@ -43,7 +45,7 @@ Status = Literal["used", "dropped", "refused"]
 MIN_ROWS = 3  # the gateway's documented minimum of examples in a data set
 _STATUSES: tuple[Status, ...] = ("used", "dropped", "refused")
 _TOKENS = ("total", "kept", "masked", "trained", "cut", "dropped")
-_SHOWN = 5  # rows that a refusal names
+SHOWN = 5  # rows that a refusal names
 _KEPT_PROBLEMS = 20  # problems that the ledger keeps in words
 _CHUNK = 256  # rows rendered at a time
 _WAYS_OUT = {
@@ -58,6 +60,32 @@ class DataRefused(ValueError):
     def __init__(self, message: str, ledger: Ledger) -> None:
         super().__init__(message)
         self.ledger = ledger
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What one gate measured: `count` of `of` is the share `measured`; `rows` are the first that count, in words."""
+
+    name: str
+    count: int
+    of: int
+    allowed: float
+    rows: list[str]
+
+    @property
+    def measured(self) -> float:
+        """The share, 0 where there is nothing to have a share of."""
+        return self.count / self.of if self.of else 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the share is one that is allowed."""
+        return self.measured <= self.allowed
+
+    def document(self) -> dict[str, Any]:
+        """As `ledger.json` has it."""
+        return {"name": self.name, "measured": self.measured, "allowed": self.allowed, "passed": self.passed,
+                "count": self.count, "of": self.of, "rows": self.rows}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,7 @@ class Ledger:
         self.reasons: Counter[str] = Counter()
         self.problems: dict[str, list[str]] = {"refused": [], "dropped": []}
         self.refused: Counter[str] = Counter()
+        self.gates: list[Gate] = []
         self.turns = self.stop_turns = self.duplicates = 0
         self._files: dict[str, int] = {}
         self._reason_codes: dict[str, int] = {"": 0}
@@ -132,6 +161,25 @@ class Ledger:
         for index in indices:
             self._columns["held_out"][used[index]] = 1
 
+    def column(self, name: str) -> array[int]:
+        """One of the columns that the module's docstring names, but for sha256."""
+        return self._columns[name]
+
+    def place(self, row: int) -> str:
+        """file:line of a row, counted from 0 in reading order."""
+        return f"{list(self._files)[self._columns['file'][row]]}:{self._columns['line'][row]}"
+
+    def reason(self, row: int) -> str:
+        """Why a row was cut, dropped or refused; "" for a row that is used whole."""
+        return list(self._reason_codes)[self._columns["reason"][row]]
+
+    def repeats(self) -> Iterator[tuple[int, int]]:
+        """Each used row that is equal to an earlier used one, and the first of these."""
+        first: dict[str, int] = {}
+        for row, (status, sha256) in enumerate(zip(self._columns["status"], self._hashes, strict=True)):
+            if status == 0 and first.setdefault(sha256, row) != row:
+                yield row, first[sha256]
+
     def totals(self) -> dict[str, dict[str, int]]:
         """Sums by rows, tokens and turns; see the module's docstring."""
         statuses = Counter(self._columns["status"])
@@ -174,7 +222,7 @@ class Ledger:
         for name, count in sorted(self.counts.unused_fields.items()):
             found.append(f"the field {name} is not used ({count} times)")
         if self.counts.skipped_files:
-            found.append(f"not read: {', '.join(self.counts.skipped_files[:_SHOWN])}")
+            found.append(f"not read: {', '.join(self.counts.skipped_files[:SHOWN])}")
         if self.counts.stopped:
             found.append(f"reading stopped at data.max_rows={self.settings.max_rows}; there are more rows")
         return found
@@ -190,6 +238,9 @@ class Ledger:
             f"{tokens['masked']:,} masked) + {tokens['cut']:,} cut + {tokens['dropped']:,} dropped",
         ]
         lines += [f"  {count:,} x {reason}" for reason, count in self.reasons.most_common()]
+        if self.gates:
+            shares = [f"{gate.name} {gate.measured:.3g}/{gate.allowed:g}" for gate in self.gates]
+            lines.append(f"gates (measured/allowed): {', '.join(shares)}")
         return lines + [f"note: {warning}" for warning in self.warnings()]
 
     def save(self, path: Path) -> Path:
@@ -200,6 +251,7 @@ class Ledger:
             "source": self.source.model_dump(),
             "settings": self.settings.model_dump() | {"max_context": self.max_context},
             "totals": self.totals(),
+            "gates": [gate.document() for gate in self.gates],
             "reasons": dict(self.reasons.most_common()),
             "unused_fields": dict(sorted(self.counts.unused_fields.items())),
             "skipped_files": self.counts.skipped_files,
@@ -230,8 +282,13 @@ class Prepared:
 
     @property
     def hashes(self) -> list[str]:
-        """The sha256 of each row, for `carve_out` and lineage."""
+        """The sha256 of each row, for lineage."""
         return [row.sha256 for row in self.rows]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The sha256 of each row's prompt (`Row.prompt_sha256`), for `carve_out`."""
+        return [row.prompt_sha256 for row in self.rows]
 
 
 def prepare(
@@ -258,8 +315,9 @@ def prepare(
 def carve_out(hashes: Sequence[str], fraction: float, *, max_rows: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices (trained on, held out), both ascending: about `fraction` of the rows, at most `max_rows`.
 
-    A row's hash and `seed` alone rank it, so the choice does not depend on the order of the rows, and duplicates land
-    on one side. Raises `ValueError` when no row can be held out.
+    `hashes` has one hash per row, of the row or of its prompt. It and `seed` alone rank a row, so the choice does not
+    depend on the order of the rows, and rows of one hash land on one side. Raises `ValueError` when no row can be held
+    out.
     """
     wanted = max(1, min(max_rows, int(len(hashes) * fraction)))
     copies = Counter(hashes)
@@ -273,8 +331,8 @@ def carve_out(hashes: Sequence[str], fraction: float, *, max_rows: int, seed: in
     if not chosen:
         raise ValueError(
             f"eval_auto_carveout: no row of {len(hashes)} ({len(copies)} different) can be held out at a fraction "
-            f"of {fraction}: the duplicates of a row stay together; name an evaluation_dataset, or raise "
-            "data.carveout_fraction"
+            f"of {fraction}: rows that are equal or share a prompt stay together; name an evaluation_dataset, raise "
+            "data.carveout_fraction, or set data.gates.overlap_prompts=1 to part the rows of a prompt"
         )
     held_out = [index for index, row in enumerate(hashes) if row in chosen]
     return [index for index, row in enumerate(hashes) if row not in chosen], held_out
@@ -294,7 +352,7 @@ def _enter(chunk: list[Row | RowProblem], prepared: Prepared, *, renderer: Rende
         if isinstance(result, RenderError):
             outcome, message = Outcome(bad, result.code), str(result)
         else:
-            outcome, message = _judge(result, ledger.settings, max_context=ledger.max_context)
+            outcome, message = judge(result, ledger.settings, max_context=ledger.max_context)
         if isinstance(result, Rendered) and outcome.status == "used":
             kept = result.cut(outcome.kept)
             prepared.datums.append(from_row(kept.ids, kept.mask))
@@ -302,7 +360,7 @@ def _enter(chunk: list[Row | RowProblem], prepared: Prepared, *, renderer: Rende
         ledger.add(item.file, item.line, outcome=outcome, sha256=item.sha256, message=message)
 
 
-def _judge(row: Rendered, settings: DataSettings, *, max_context: int) -> tuple[Outcome, str]:
+def judge(row: Rendered, settings: DataSettings, *, max_context: int) -> tuple[Outcome, str]:
     """What becomes of a rendered row, and what is wrong with it in words ("" if it is used)."""
     total = len(row.ids)
     if not row.mask.any():
@@ -331,7 +389,7 @@ def _judge(row: Rendered, settings: DataSettings, *, max_context: int) -> tuple[
 def _refuse(ledger: Ledger, *, min_rows: int) -> None:
     rows = ledger.totals()["rows"]
     shown = "".join(
-        f"\n  {problem}" for problem in ledger.problems["refused" if rows["refused"] else "dropped"][:_SHOWN]
+        f"\n  {problem}" for problem in ledger.problems["refused" if rows["refused"] else "dropped"][:SHOWN]
     )
     if rows["refused"]:
         ways = [way for reason, way in _WAYS_OUT.items() if ledger.refused[reason]]

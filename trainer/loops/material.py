@@ -1,10 +1,12 @@
-"""From a run's description to what its loop learns from: rows read, rendered, counted, and held out."""
+"""From a run's description to what its loop learns from: rows read, rendered, counted, held out, and let through."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from trainer.data import gates
 from trainer.data import ledger as ledgers
 from trainer.data.ledger import Ledger
 from trainer.data.model_card import declared
@@ -33,18 +35,24 @@ class Prepared:
         return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def read_material(spec: RunSpec) -> Prepared:
-    """Read all that `spec.inputs` names. Raises `ValueError` for what cannot be used, with the way out."""
+def open_renderer(spec: RunSpec) -> tuple[Renderer, int]:
+    """A run's renderer, and its base model's context length. Raises `ValueError` for a model that cannot be read."""
     model = declared(spec.inputs.base_model, spec.model.revision)
     tokenizer = load_tokenizer(spec.inputs.base_model, spec.model.revision)
-    renderer = Renderer(tokenizer, spec.job.jinja_template, stop_ids=model.stop_ids or None)
     asked = spec.job.max_context_length
     if asked and asked > model.context_length:
         raise ValueError(
             f"max_context_length: {asked} is more than the {model.context_length} positions of {spec.model.name}; "
             f"set it to {model.context_length} or less, or leave it unset"
         )
-    longest = min(spec.hyper.max_context, model.context_length)
+    renderer = Renderer(tokenizer, spec.job.jinja_template, stop_ids=model.stop_ids or None)
+    return renderer, model.context_length
+
+
+def read_material(spec: RunSpec) -> Prepared:
+    """Read all that `spec.inputs` names. Raises `ValueError` for what cannot be used, with the way out."""
+    renderer, context_length = open_renderer(spec)
+    longest = min(spec.hyper.max_context, context_length)
     train = ledgers.prepare(spec.inputs.train, spec.data, renderer=renderer, max_context=longest)
     found = {TRAIN_LEDGER: train.ledger}
     datums, rows = train.datums, train.rows
@@ -54,17 +62,32 @@ def read_material(spec: RunSpec) -> Prepared:
         found[HELD_OUT_LEDGER] = held_out.ledger
         held, held_rows = held_out.datums, held_out.rows
     elif spec.job.eval_auto_carveout:
+        together = train.hashes if spec.data.gates.overlap_prompts == 1 else train.prompts
         kept, out = ledgers.carve_out(
-            train.hashes, spec.data.carveout_fraction, max_rows=spec.data.carveout_max_rows, seed=spec.train.seed
+            together, spec.data.carveout_fraction, max_rows=spec.data.carveout_max_rows, seed=spec.train.seed
         )
         train.ledger.hold_out(out)
         held, held_rows = [datums[row] for row in out], [rows[row] for row in out]
-        datums = [datums[row] for row in kept]
+        datums, rows = [datums[row] for row in kept], [rows[row] for row in kept]
     else:
         held, held_rows = [], []
-    return Prepared(
-        Material(datums, held, _questions(spec, renderer, held_rows)), renderer, found, model.context_length
-    )
+    gates.check(train.ledger, spec.data.gates, more=gates.overlap(rows, held_rows, spec.data.gates))
+    if HELD_OUT_LEDGER in found:
+        gates.check(found[HELD_OUT_LEDGER], spec.data.gates)
+    material = Material(
+        datums, held, _questions(spec, renderer, held_rows),
+        place=_places(rows), probes=list(rows[: spec.train.parity_prompts]),
+    )  # fmt: skip
+    return Prepared(material, renderer, found, context_length)
+
+
+def _places(rows: Sequence[Row]) -> Callable[[int], str]:
+    """Where each row was read, as file:line, in 16 bytes a row."""
+    files: dict[str, int] = {}
+    codes = array("q", [files.setdefault(row.file, len(files)) for row in rows])
+    lines = array("q", [row.line for row in rows])
+    names = list(files)
+    return lambda index: f"{names[codes[index]]}:{lines[index]}"
 
 
 def _questions(spec: RunSpec, renderer: Renderer, rows: Sequence[Row]) -> list[Question]:
