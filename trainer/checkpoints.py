@@ -1,11 +1,15 @@
 """Checkpoints: a folder written whole or not at all, that says what it is good for.
 
-A checkpoint is written under a temporary name, every file fsynced, the manifest (sizes and sha256 of all files) last,
-then renamed: whoever finds `step-<n>/` finds all of it. It answers two questions: resumable (training can go on
-exactly) and promotable (its `weights/` can become a model). Nothing here knows what is in the files; weights and
+A checkpoint is written under a temporary name, every file fsynced, the manifest (sizes and sha256 of all files, and of
+itself) last, then renamed: whoever finds `step-<n>/` finds all of it. It answers two questions: resumable (training can
+go on exactly) and promotable (its `weights/` can become a model). Nothing here knows what is in the files; weights and
 state are written by the engine, as safetensors and JSON.
 
     step-40/manifest.json  weights/...  state/...
+
+One of the same step is moved aside (`.replaced-step-40`) before the new one takes its name, and removed last. Whatever
+instant the machine dies in, `clean` and then `newest` give the old checkpoint or the new one. Every write, fsync,
+rename and removal goes through a `Disk`, and the tests crash at each of them.
 """
 
 from __future__ import annotations
@@ -14,15 +18,17 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.disk import LOCAL_DISK, Disk, DiskFull, is_full
+
 _NAME = re.compile(r"step-(\d+)")
-_TEMPORARY = ".writing-"
+_TEMPORARY, _REPLACED, _DAMAGED = ".writing-", ".replaced-", "damaged-"
+_LEFT_BEHIND = re.compile(r"\.(?:replaced|writing)-(step-\d+)(?:-\d+)?")
 _NEVER_PICKLE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
 
@@ -72,46 +78,128 @@ class Checkpoint:
 
 
 def write(
-    root: Path, step: int, *, lora: bool, cursor: dict[str, Any], fill: Callable[[Path, Path], None]
+    root: Path,
+    step: int,
+    *,
+    lora: bool,
+    cursor: dict[str, Any],
+    fill: Callable[[Path, Path], None],
+    promotable: bool = True,
+    disk: Disk = LOCAL_DISK,
 ) -> Checkpoint:
-    """Write checkpoint `step` below `root` and return it; `fill(weights, state)` writes the files.
+    """Write checkpoint `step` below `root` and return it: `draft` and `complete` in one."""
+    temporary = draft(root, step, fill=fill, disk=disk)
+    return complete(temporary, step, lora=lora, cursor=cursor, promotable=promotable, disk=disk)
 
-    Replaces a checkpoint of the same step. On any error nothing but a temporary folder, removed, has been there.
+
+def draft(root: Path, step: int, *, fill: Callable[[Path, Path], None], disk: Disk = LOCAL_DISK) -> Path:
+    """A temporary folder that `fill(weights, state)` has filled, for `complete`; nothing in it is durable yet.
+
+    Raises `DiskFull` when there is no room, and what `fill` raises; nothing is left behind then.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    target, temporary = root / f"step-{step}", root / f"{_TEMPORARY}step-{step}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = root / f"{_TEMPORARY}step-{step}-{os.getpid()}"
     try:
-        (temporary / "weights").mkdir(parents=True)
-        (temporary / "state").mkdir()
+        if temporary.exists():
+            disk.remove_tree(temporary)
+        disk.make_folder(temporary / "weights")
+        disk.make_folder(temporary / "state")
         fill(temporary / "weights", temporary / "state")
-        files = _digest_all(temporary)
-        kind = "LORA" if lora else "BASE"
+    except BaseException as error:
+        _give_up(temporary, error, disk=disk)
+        raise
+    return temporary
+
+
+def complete(
+    temporary: Path,
+    step: int,
+    *,
+    lora: bool,
+    cursor: dict[str, Any],
+    promotable: bool = True,
+    disk: Disk = LOCAL_DISK,
+) -> Checkpoint:
+    """Make a draft durable and give it its name, in place of an older checkpoint of the same step, if there is one.
+
+    `promotable` False keeps its weights from becoming a model. Raises as `draft`; an older one is in its place then.
+    """
+    root, target = temporary.parent, temporary.parent / f"step-{step}"
+    try:
+        files = _digest_all(temporary, disk)
+        training = f"CHECKPOINT_TYPE_TRAINING{'_LORA' if lora else ''}"
+        inference = [f"CHECKPOINT_TYPE_INFERENCE_{'LORA' if lora else 'BASE'}"] if promotable else []
         manifest = {
             "version": 1,
             "step": step,
-            "types": [f"CHECKPOINT_TYPE_TRAINING{'_LORA' if lora else ''}", f"CHECKPOINT_TYPE_INFERENCE_{kind}"],
+            "types": [training, *inference],
             "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "cursor": cursor,
             "files": files,
         }
-        _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        for folder in (temporary / "weights", temporary / "state", temporary):
-            sync_folder(folder)
-        if target.exists():
-            shutil.rmtree(_aside(target))
-        temporary.rename(target)
-        sync_folder(root)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        manifest["sha256"] = _digest_of(manifest)
+        disk.write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        disk.sync_file(temporary / "manifest.json")
+        for folder in (temporary / "weights", temporary / "state", temporary, root):
+            disk.sync_folder(folder)
+        _take_the_name(temporary, target, disk)
+    except BaseException as error:
+        _give_up(temporary, error, disk=disk)
         raise
     return read(target)
 
 
+def _take_the_name(temporary: Path, target: Path, disk: Disk) -> None:
+    """Rename, by way of a third name where the target exists; each rename is durable before the next begins."""
+    root, aside = target.parent, target.with_name(f"{_REPLACED}{target.name}")
+    replaces = target.exists()
+    if replaces:
+        if aside.exists():  # left by a removal that failed
+            disk.remove_tree(aside)
+        disk.rename(target, aside)
+    try:
+        if replaces:
+            disk.sync_folder(root)
+        disk.rename(temporary, target)
+    except OSError:
+        if replaces:
+            disk.rename(aside, target)
+        raise
+    disk.sync_folder(root)
+    if replaces:
+        disk.remove_tree(aside)
+
+
+def _give_up(temporary: Path, error: BaseException, *, disk: Disk) -> None:
+    """Remove a draft that failed; a full disk is said in words (raises `DiskFull`)."""
+    root = temporary.parent
+    written = sum((temporary / name).stat().st_size for name in _names(temporary))
+    if temporary.exists():
+        disk.remove_tree(temporary)
+    if not is_full(error):
+        return
+    known = [size for path in every(root) if (size := _size(path))]
+    needed = f"{'about' if known else 'more than'} {max([*known, written]):,}"
+    raise DiskFull(
+        f"{root}: no room for a checkpoint of {needed} bytes, {disk.free(root):,} are free ({error}). Nothing is lost "
+        "up to the newest checkpoint there; free some space (or raise the quota, or lower train.keep_checkpoints), "
+        "then resume the run"
+    ) from error
+
+
+def _size(path: Path) -> int:
+    """Bytes of a checkpoint by its manifest; 0 when that cannot be read."""
+    try:
+        return read(path).bytes
+    except CheckpointCorrupt:
+        return 0
+
+
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path` by its manifest alone. Raises `CheckpointCorrupt` if that cannot be read."""
+    """The checkpoint at `path` by its manifest alone. Raises `CheckpointCorrupt` for one that is damaged."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
+        if _digest_of({key: value for key, value in manifest.items() if key != "sha256"}) != manifest["sha256"]:
+            raise ValueError("it differs from its own digest")
         return Checkpoint(
             path=path,
             step=int(manifest["step"]),
@@ -120,7 +208,7 @@ def read(path: Path) -> Checkpoint:
             cursor=manifest["cursor"],
             files=manifest["files"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointCorrupt(f"{path}: manifest.json cannot be read ({error})") from error
 
 
@@ -160,21 +248,53 @@ def newest(root: Path, *, damaged: Callable[[CheckpointCorrupt], None]) -> Check
     return None
 
 
-def prune(root: Path, *, keep: int, protect: set[int]) -> list[int]:
+def prune(root: Path, *, keep: int, protect: set[int], disk: Disk = LOCAL_DISK) -> list[int]:
     """Remove all but the newest `keep` checkpoints and those whose step is in `protect`; returns the steps removed."""
     removed = []
     for path in every(root)[:-keep]:
         step = int(path.name.removeprefix("step-"))
         if step not in protect:
-            shutil.rmtree(_aside(path))
+            aside = path.with_name(f"{_TEMPORARY}removed-{path.name}")
+            if aside.exists():
+                disk.remove_tree(aside)
+            disk.rename(path, aside)  # out of sight before it is removed, so that nobody finds half of it
+            disk.sync_folder(root)
+            disk.remove_tree(aside)
             removed.append(step)
     return removed
 
 
-def clean(root: Path) -> None:
-    """Remove what interrupted writes and removals left behind."""
-    for path in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path)
+def set_aside(path: Path, *, disk: Disk = LOCAL_DISK) -> Path:
+    """Rename a damaged checkpoint to `damaged-step-<n>`, where it is neither found nor counted; returns the folder."""
+    aside = path.with_name(f"{_DAMAGED}{path.name}")
+    if aside.exists():
+        disk.remove_tree(aside)
+    disk.rename(path, aside)
+    disk.sync_folder(path.parent)
+    return aside
+
+
+def clean(root: Path, *, disk: Disk = LOCAL_DISK) -> None:
+    """Bring back what an interrupted replacement left without a name, then remove what else was left behind.
+
+    A step whose folder is gone takes what was moved aside, or else a draft that was complete but for its name.
+    Only for whoever holds the run: a save under way would be taken for a leftover.
+    """
+    for path in sorted(root.glob(f"{_REPLACED}*")) + sorted(root.glob(f"{_TEMPORARY}step-*")):
+        found = _LEFT_BEHIND.fullmatch(path.name)
+        if found and not (root / found[1]).exists() and _is_whole(path):
+            disk.rename(path, root / found[1])
+            disk.sync_folder(root)
+    for path in [*root.glob(f"{_REPLACED}*"), *root.glob(f"{_TEMPORARY}*")]:
+        disk.remove_tree(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(read(path))
+    except CheckpointCorrupt:
+        return False
+    return True
 
 
 def file_sha256(path: Path) -> str:
@@ -183,42 +303,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _digest_all(folder: Path) -> dict[str, dict[str, Any]]:
+def _digest_of(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest's content, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_all(folder: Path, disk: Disk) -> dict[str, dict[str, Any]]:
     files = {}
     for name in _names(folder):
         path = folder / name
         if path.suffix in _NEVER_PICKLE:
             raise ValueError(f"{name}: a checkpoint holds safetensors and JSON only, never {path.suffix}")
-        with path.open("rb+") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            os.fsync(stream.fileno())
+        digest = file_sha256(path)
+        disk.sync_file(path)
         files[name] = {"size": path.stat().st_size, "sha256": digest}
     return files
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _aside(path: Path) -> Path:
-    """Rename a folder out of sight before it is removed, so that nobody finds half of it."""
-    aside = path.with_name(f"{_TEMPORARY}removed-{path.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    return aside

@@ -90,7 +90,8 @@ def compose(overrides: Sequence[str]) -> Composed:
     """Compose and check. No override at all is the quick start. Raises `ConfigError`."""
     # The one open dictionary takes new keys without Hydra's plus sign.
     typed = [f"++{word}" if word.startswith("data.columns") else word for word in overrides] or [_QUICKSTART]
-    config, origins = _container(typed), _origins(typed)
+    config = _container(typed)
+    origins = _origins(typed, config)
     notes = _untie_evaluation(config)
     if notes:
         origins["job.evaluation_dataset"] = COMPUTED
@@ -111,10 +112,10 @@ def compose(overrides: Sequence[str]) -> Composed:
     checked["job"] = _check(JOB_KINDS[config["kind"]].model, job, at="job", problems=problems)
     if problems:
         raise ConfigError("\n".join(problems))
+    sources = provenance.of_settings({"kind": config["kind"], **checked}, origins)
     return Composed(
         kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
-        overrides=list(overrides), notes=notes, sources=provenance.of_settings({"kind": config["kind"], **checked}, origins),
-        **checked,
+        overrides=list(overrides), notes=notes, sources=sources, **checked,
     )  # fmt: skip
 
 
@@ -126,12 +127,10 @@ def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Compo
     groups = {**config, "data": data}
     settings: dict[str, Any] = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
     settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
-    origins = {key: name for key, name in _origins(words).items() if not key.startswith("model.")}
+    origins = {key: name for key, name in _origins(words, config).items() if not key.startswith("model.")}
     origins |= provenance.of_wire(job) | {"kind": WIRE, "model.name": WIRE, "model.path": COMPUTED}
     sources = provenance.of_settings({"kind": kind, "job": job, **settings}, origins)
-    return Composed(
-        kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], sources=sources, **settings
-    )
+    return Composed(kind=kind, name=None, output_dir=None, job=job, overrides=[], notes=[], sources=sources, **settings)
 
 
 def sweep(overrides: Sequence[str]) -> Iterator[list[str]]:
@@ -166,8 +165,8 @@ def _container(overrides: Sequence[str]) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
-def _origins(overrides: Sequence[str]) -> dict[str, str]:
-    """Where each key's value came from; `overrides` have been composed without error before."""
+def _origins(overrides: Sequence[str], config: dict[str, Any]) -> dict[str, str]:
+    """Where each key's value came from; `overrides` have been composed to `config` before."""
     root = shipped("configs")
     layers = []
     with initialize_config_dir(str(root), version_base="1.3"):
@@ -182,7 +181,8 @@ def _origins(overrides: Sequence[str]) -> dict[str, str]:
         layers.append(Layer(f"configs/{one.config_path}.yaml", one.package or "", content))
     typed = [one for one in merged.config_overrides if not one.is_delete()]
     layers += [Layer(TYPED, one.key_or_group, one.value()) for one in typed]
-    return provenance.origins(layers)
+    found = provenance.origins(layers)
+    return {key: found[key] for key, _ in provenance.leaves(config) if key in found}  # without what ~key removed
 
 
 def _untie_evaluation(config: dict[str, Any]) -> list[str]:

@@ -74,6 +74,17 @@ def events(folder: Path) -> list[Event]:
     return [Event.model_validate_json(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
 
+def parked(folder: Path) -> list[str]:
+    """What the gateway refused for good, a line for each: the event's number and kind, and the gateway's words."""
+    path = folder / "sync_parked.jsonl"
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    records = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    kinds = [one.get("event", {}).get("kind", "?") for one in records]
+    return [f"event {one['key']} ({kind}): {one['error']['message']}" for one, kind in zip(records, kinds, strict=True)]
+
+
 def held(folder: Path) -> bool:
     """True while a worker is at work on the run."""
     path = folder / LOCK
@@ -120,6 +131,6 @@ def _last_metrics(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 continue  # torn by a crash; the worker cuts it off when it resumes
             if "loss" in values:
                 train = values
-            else:
+            elif any(name.startswith("eval/") for name in values):
                 evaluation = values
     return train, evaluation

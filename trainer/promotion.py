@@ -10,6 +10,8 @@ from typing import Any
 
 from trainer import checkpoints
 from trainer.checkpoints import Checkpoint
+from trainer.disk import LOCAL_DISK
+from trainer.finite import check_folder
 from trainer.runs import RunSpec
 
 _TOKENIZER_FILES = (
@@ -20,18 +22,20 @@ _TOKENIZER_FILES = (
 
 def lay_out(checkpoint: Checkpoint, target: Path, *, tokenizer_from: Path | None) -> Path:
     """Make the folder `target` from a verified checkpoint: its weights (hard links where the file system has them),
-    and the tokenizer's files of `tokenizer_from`. The folder appears whole or not at all; returns it."""
+    and the tokenizer's files of `tokenizer_from`. The folder appears whole or not at all; returns it.
+    Raises `NotFinite` when a weight is NaN or infinite."""
     checkpoints.verify(checkpoint)
+    check_folder(checkpoint.weights)
     temporary = target.with_name(f".{target.name}-writing")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint.weights, temporary, copy_function=_link_or_copy)
     for name in _TOKENIZER_FILES:
         if tokenizer_from is not None and (tokenizer_from / name).is_file() and not (temporary / name).exists():
             shutil.copy2(tokenizer_from / name, temporary / name)
-    checkpoints.sync_folder(temporary)
+    LOCAL_DISK.sync_folder(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    checkpoints.sync_folder(target.parent)
+    LOCAL_DISK.sync_folder(target.parent)
     return target
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -48,10 +49,11 @@ class Quiet:
 
 
 class Tee:
-    """Tells several reporters, in order."""
+    """Tells several reporters, in order; one thread at a time."""
 
     def __init__(self, reporters: Sequence[Reporter]) -> None:
         self.reporters = list(reporters)
+        self._lock = threading.RLock()
 
     def state(self, state: JobState, message: str = "", *, code: str = "OK") -> None:
         self._all(lambda one: one.state(state, message, code=code))
@@ -75,8 +77,9 @@ class Tee:
         self._all(lambda one: one.close())
 
     def _all(self, tell: Callable[[Reporter], None]) -> None:
-        for one in self.reporters:
-            tell(one)
+        with self._lock:
+            for one in self.reporters:
+                tell(one)
 
 
 class Journal(Quiet):
@@ -177,7 +180,10 @@ class Console(Quiet):
             self._bar.update(self._bar.task_ids[0], completed=percent)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        line = f"step {step}  {_numbers(values)}"
+        numbers = _numbers(values)
+        if not numbers:
+            return  # figures for the files, not for people
+        line = f"step {step}  {numbers}"
         if any(name.startswith("eval/") for name in values):
             self.log(line)
         elif self._bar is not None:
@@ -238,7 +244,7 @@ class Wandb(Quiet):
         self._run.summary["state"] = str(state)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def repeatable(values: dict[str, float]) -> dict[str, float]:

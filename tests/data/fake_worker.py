@@ -1,9 +1,11 @@
 """A worker that trains nothing: reads run.json, and reports, checkpoints and hands over as the real one does.
 
 Run by the gateway's tests as `python tests/data/fake_worker.py RUN_FOLDER`. The job's displayName says how it behaves:
-`crash` (ends without a word), `slow` (runs until it is stopped), `twice` (pauses half-way, ends when started again).
+`crash` (ends without a word), `slow` (runs until it is stopped), `twice` (pauses half-way, ends when started again),
+`paced` (takes a moment over everything). `attempts.log` says when a worker began and ended, or found another at work.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -24,6 +26,11 @@ def say(kind: str, body: dict) -> None:
     seq = 1 + (len(JOURNAL.read_bytes().splitlines()) if JOURNAL.exists() else 0)
     with JOURNAL.open("a") as stream:
         stream.write(json.dumps({"seq": seq, "time": "", "kind": kind, "body": body}) + "\n")
+
+
+def note(what: str) -> None:
+    with (FOLDER / "attempts.log").open("a") as stream:
+        stream.write(f"{what} {os.getpid()}\n")
 
 
 def state(name: str, message: str = "") -> None:
@@ -58,16 +65,19 @@ def main() -> int:
     if stopped:
         state("PAUSED", "asked to stop")
         return 75
+    pause = 0.15 if behaviour == "paced" else 0.0
     first = not (FOLDER / "checkpoints").exists()
     for step in (1, 2) if first else (2, 3):
         say("metrics", {"step": step, "train/loss": 1.0 / step})
         say("progress", {"percent": step * 25, "epoch": 0, "inputTokens": 10 * step})
+        time.sleep(pause)
     made = checkpoints.write(FOLDER / "checkpoints", 1 if first else 3, lora=True, cursor={}, fill=fill)
     say("checkpoint", {"id": made.path.name, "step": made.step, "types": list(made.types), "promotable": True,
                        "path": str(made.path)})  # fmt: skip
     if behaviour == "twice" and first:
         state("PAUSED", "half-way")
         return 75
+    time.sleep(pause)
     state("WRITING_RESULTS")
     write_adapter(FOLDER / "model")
     details = {"baseModel": "tiny", "r": 8, "targetModules": ["q_proj", "v_proj"]}
@@ -79,4 +89,13 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+with (FOLDER / "worker.lock").open("ab") as lock:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        note("refused")
+        sys.exit("another worker is at work")
+    note("began")
+    status = main()
+    note("ended")
+sys.exit(status)

@@ -198,3 +198,34 @@ def test_work_that_ended_unwatched_counts(both: tuple[GatewayClient, Gateway]) -
     make_scheduler(gateway).recover()
     assert client.get(name)["state"] == "JOB_STATE_COMPLETED"
     assert client.get("accounts/local/models/j")["state"] == "READY"
+
+
+def test_a_start_that_never_happened_is_no_attempt(both: tuple[GatewayClient, Gateway], tmp_path: Path) -> None:
+    client, gateway = both
+    name = create(client, "j")
+    for _ in range(MAX_ATTEMPTS + 1):  # killed again and again between the claim and the process
+        with gateway.store.transaction() as transaction:
+            job = transaction.get(name)
+            run = {"folder": str(tmp_path / "j"), "attempts": 1, "active": True}
+            transaction.save(job.changed({"state": "JOB_STATE_PENDING"}, {"run": run}))
+        make_scheduler(gateway).recover()
+        assert gateway.store.get(name).private["run"]["attempts"] == 0
+    assert client.get(name)["state"] == "JOB_STATE_RE_QUEUEING"
+
+
+def test_a_run_that_is_at_work_already_is_watched(both: tuple[GatewayClient, Gateway], tmp_path: Path) -> None:
+    client, gateway = both
+    name = create(client, "j", displayName="slow")
+    make_scheduler(gateway).tick()
+    with gateway.store.transaction() as transaction:  # as if a person had resumed it by hand
+        job = transaction.get(name)
+        transaction.save(job.changed({"state": "JOB_STATE_PENDING"}, {"run": {"folder": str(tmp_path / "j")}}))
+    second = make_scheduler(gateway)
+    second.start()
+    try:
+        until(client, name, "RUNNING")
+        client.cancel_job(name)
+        until(client, name, "CANCELLED")
+    finally:
+        second.stop()
+    assert [line.split()[0] for line in (tmp_path / "j/attempts.log").read_text().splitlines()] == ["began", "ended"]

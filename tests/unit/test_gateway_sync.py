@@ -61,7 +61,10 @@ def test_a_whole_run_is_told(client: GatewayClient, run: Path) -> None:
     assert (job["state"], job["dataset"]) == ("JOB_STATE_COMPLETED", "accounts/local/datasets/rows")
     model = client.get("accounts/local/models/out")
     assert (model["state"], model["fineTuningJob"], model["contextLength"]) == ("READY", JOB, 64)
-    assert json.loads((run / "sync_state.json").read_text()) == {"ackedSeq": 4}
+    assert json.loads((run / "sync_state.json").read_text()) == {
+        "ackedSeq": 4,
+        "offset": (run / "sync.jsonl").stat().st_size,
+    }
     again = Syncer(run, client)
     assert again.push_once() == 4
     (run / "sync_state.json").unlink()  # told twice is told once

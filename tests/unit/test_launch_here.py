@@ -1,11 +1,17 @@
 """Workers as processes on this machine."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.gateway_kit import wait_for
+from trainer.errors import UsageError
 from trainer.launch import here
 
 STUBBORN = (
@@ -45,3 +51,44 @@ def test_a_pid_used_again_is_not_taken_for_the_worker(tmp_path: Path) -> None:
     other = here.find(tmp_path)
     assert other is not None
     assert not other.alive
+
+
+# Starts a worker that takes a moment to say who it is, and is killed before that.
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from trainer.launch import here
+here.start(Path(sys.argv[1]), env={"PATH": sys.argv[2]}, log=Path(sys.argv[1], "log"),
+           command=(sys.executable, "-c", "import time; time.sleep(60)"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_whose_starter_is_killed_at_once_is_known_and_alone(tmp_path: Path) -> None:
+    slow = tmp_path / "bin/mv"
+    slow.parent.mkdir()
+    slow.write_text('#!/bin/sh\nPATH=/bin:/usr/bin\nsleep 0.3\nexec mv "$@"\n')
+    slow.chmod(0o755)
+    run = tmp_path / "run"
+    run.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", KILLED, str(run), str(slow.parent)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    worker = here.find(run)
+    assert worker is not None
+    assert (worker.alive, worker.pid) == (True, None)
+    wait_for(lambda: worker.pid, "it says who it is")
+    with pytest.raises(UsageError, match=f"pid {worker.pid}"):
+        here.start(run)
+    worker.stop(grace=5)
+    wait_for(lambda: not worker.alive, "it has ended")
+
+
+def test_a_start_that_was_killed_before_there_was_a_process_leaves_nothing(tmp_path: Path) -> None:
+    here.start(tmp_path, log=tmp_path / "log", command=(sys.executable, "-c", "")).wait()
+    assert here.find(tmp_path) is not None
+    with here._launch_lock(tmp_path):
+        found = here.find(tmp_path)
+        assert found is not None
+        assert (found.alive, found.pid) == (True, None)
+    assert here.find(tmp_path) is None

@@ -9,16 +9,22 @@ from typing import Any
 
 from trainer import history
 from trainer.history import History
+from trainer.report_page import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run."""
+    """The run, and whether its page is wanted."""
     parser.add_argument("run", nargs="?", default="last", help="a folder, an id or part of it; default: the last run")
+    parser.add_argument("--report", action="store_true", help="write the run's report.html again and print its path")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what the run's files tell."""
-    one = history.read(history.find(options.run))
+    folder = history.find(options.run)
+    if options.report:
+        print(write_report(folder))
+        return 0
+    one = history.read(folder)
     print(f"{one.spec.id}  {one.words}  {one.percent} %" + (f"\n  {one.message}" if one.message else ""))
     print(f"  folder      {one.folder}")
     for name, value in one.spec.job.wire().items():
@@ -31,16 +37,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"  checkpoint  {body['path']}" + ("  promotable" if body["promotable"] else ""))
     if one.model:
         print(f"  model       {one.model['id']} ({one.model['kind']})")
+    for line in history.parked(one.folder):
+        print(f"  refused by the gateway: {line}")
     _answers(one)
     return 0
 
 
 def _ledger(folder: Path) -> None:
-    path = folder / "ledger.json"
-    if path.exists():
-        for name, part in json.loads(path.read_text(encoding="utf-8")).items():
-            if isinstance(part, dict) and "totals" in part:
-                print(f"  ledger {name}: " + ", ".join(f"{key} {value}" for key, value in part["totals"].items()))
+    for path in sorted(folder.glob("ledger*.json")):
+        for group, counts in json.loads(path.read_text(encoding="utf-8"))["totals"].items():
+            print(f"  {path.stem} {group}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
 def _answers(one: History) -> None:

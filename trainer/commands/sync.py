@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from trainer import history
 from trainer.commands.telling import Teller
@@ -15,14 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Drain the outboxes; 1 when something could not be told."""
+    """Drain the outboxes and show what gateways refused for good; 1 when something could not be told."""
     folders = [history.find(options.run)] if options.run else find_runs(home())
-    failed = 0
-    for folder in folders:
-        one = history.read(folder)
-        teller = Teller(one.spec.gateway)
-        teller.follow(one.spec, folder)
-        problems = teller.finish()
-        failed += bool(problems)
-        print(f"{one.spec.id}: {'; '.join(problems) or 'the gateway knows all'}")
-    return 1 if failed else 0
+    return max([_tell(folder) for folder in folders], default=0)
+
+
+def _tell(folder: Path) -> int:
+    one = history.read(folder)
+    if one.spec.gateway.kind == "off":
+        print(f"{one.spec.id}: gateway=off, there is nobody to tell")
+        return 0
+    teller = Teller(one.spec.gateway)
+    teller.follow(one.spec, folder)
+    problems = teller.finish()
+    print(f"{one.spec.id}: {'; '.join(problems) or 'the gateway knows all'}")
+    for line in history.parked(folder):
+        print(f"  set aside   {line}")
+    return 1 if problems else 0

@@ -1,7 +1,7 @@
 """Keeps the gateway told about a run while its worker trains: data sets first, then the job and what it reports.
 
-A gateway that cannot be reached never fails a run: what it has not heard stays in the run's folder, and
-`python -m trainer sync` tells it later.
+All of it happens in the Syncer's thread, and is tried again while that may help. A gateway that cannot be reached never
+fails a run: what it has not heard stays in the run's folder, and `python -m trainer sync` tells it later.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ class Teller:
         return self._client
 
     def follow(self, spec: RunSpec, folder: Path) -> None:
-        """Register the run's data sets and begin to tell what the run in `folder` reports."""
+        """Begin to register the run's data sets and to tell what the run in `folder` reports."""
         client = self.client()
         if client is None:
             return
-        job = self._registered(spec, client, folder)
-        self._syncer = Syncer(folder, client, job=job, show=self.problems.append)
+        self._syncer = Syncer(
+            folder, client, job=lambda: self._registered(spec, client, folder), show=self.problems.append
+        )
         self._syncer.start()
 
     def finish(self) -> list[str]:
@@ -69,13 +70,20 @@ class Teller:
         path = Path(source.path)
         if path.suffix != ".jsonl" or not path.is_file():
             return None  # a folder, a hub id or another format, which the gateway does not hold
-        if columns:
-            path = _renamed(path, columns, folder / "inputs" / path.name)
         try:
+            if columns:
+                path = _renamed(path, columns, folder / "inputs" / path.name)
             return str(client.upload_dataset(path)["name"])
         except GatewayError as error:
-            self.problems.append(f"{source.path} was not registered as a data set: {error.message}")
-            return None
+            if not error.permanent:
+                raise
+            why = error.message
+        except (OSError, ValueError) as error:  # rows that cannot be read: the worker says more about them
+            why = f"{type(error).__name__}: {error}"
+        problem = f"{source.path} was not registered as a data set: {why}"
+        if problem not in self.problems:
+            self.problems.append(problem)
+        return None
 
 
 def _renamed(path: Path, columns: dict[str, str], target: Path) -> Path:

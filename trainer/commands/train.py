@@ -19,12 +19,15 @@ from types import FrameType
 from typing import Any
 
 from trainer import history
+from trainer.beside import beside
+from trainer.commands import sweeping
 from trainer.commands.places import Places
 from trainer.commands.telling import Teller
-from trainer.compose import Composed, compose, sweep
+from trainer.compose import Composed, compose
 from trainer.errors import UsageError
 from trainer.jobs import JobState
 from trainer.launch import here
+from trainer.report_page import write_report
 from trainer.runs import RunSpec, home, new_run_id
 
 
@@ -33,12 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration to choose or override")
     parser.add_argument("--dry-run", action="store_true", help="read every row, print the batch arithmetic, stop")
     parser.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of comma lists")
+    sweeping.add_limits(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one job, or every job of a sweep; the exit status is the worst worker's."""
+    """Run one job, or every job of a sweep; the exit status is the worker's, or the sweep's."""
+    sweeping.check_limits(options, sweeping=options.multirun)
     if options.multirun:
-        return _sweep(options.overrides, dry_run=options.dry_run)
+        return _dry_sweep(options.overrides) if options.dry_run else sweeping.start_sweep(options)
     composed = compose(options.overrides)
     if options.dry_run:
         return _dry_run(composed)
@@ -67,6 +72,7 @@ def attend(spec: RunSpec, folder: Path, teller: Teller, *, environment: dict[str
         teller.follow(spec, folder)
         status = process.wait()
     problems = teller.finish()
+    beside("report.html", lambda: write_report(folder))  # again: it may have died without a word
     _last_words(folder, problems)
     return status
 
@@ -86,16 +92,12 @@ def _dry_run(composed: Composed) -> int:
         return here.start(Path(folder), command=(*here.COMMAND, "--dry-run")).wait()
 
 
-def _sweep(overrides: Sequence[str], *, dry_run: bool) -> int:
-    combinations = list(sweep(overrides))
-    members = [compose(combination) for combination in combinations]  # all are checked before the first one starts
-    root_id = new_run_id(members[0].name or "sweep")
+def _dry_sweep(overrides: Sequence[str]) -> int:
+    members = sweeping.composed(overrides)
     worst = 0
-    for number, (words, composed) in enumerate(zip(combinations, members, strict=True)):
-        print(f"\n[{number + 1}/{len(members)}] {' '.join(words)}")
-        folder = Path(composed.output_dir or home() / root_id).absolute() / str(number)
-        status = _dry_run(composed) if dry_run else start(composed, folder, f"{root_id}-{number}")
-        worst = max(worst, status)
+    for number, composed in enumerate(members):
+        print(f"\n[{number + 1}/{len(members)}] {' '.join(composed.overrides)}", flush=True)
+        worst = max(worst, _dry_run(composed))
     return worst
 
 

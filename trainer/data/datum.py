@@ -1,7 +1,8 @@
 """A datum: one training example on its way to the engine.
 
-Token ids, per-token targets and weights, and for RL the sampler's log-probs and advantages; numpy, all of one length
-and already shifted by one: position i reads `tokens[:i+1]` and predicts `targets[i]`. T is that length.
+Token ids, per-token targets and weights, for RL the sampler's log-probs and advantages, for preference losses and KL
+penalties the frozen reference's log-probs; numpy, all of one length and already shifted by one: position i reads
+`tokens[:i+1]` and predicts `targets[i]`. T is that length.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class Datum:
     """One shifted example; checked on construction.
 
     tokens, targets: int64 [T]. weights: float32 [T], signed, 0 = not trained. logprobs: float32 [T] of the sampler,
-    advantages: float32 [T], both None outside RL. Raises `ValueError` naming the field, its dtype and its shape.
+    advantages: float32 [T], both None outside RL. reference: float32 [T], log-probs of the frozen reference, None where
+    no loss needs it. Raises `ValueError` naming the field, its dtype and its shape.
     """
 
     tokens: np.ndarray
@@ -24,6 +26,7 @@ class Datum:
     weights: np.ndarray
     logprobs: np.ndarray | None = None
     advantages: np.ndarray | None = None
+    reference: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         length = self.tokens.shape[0] if self.tokens.ndim == 1 else -1
@@ -55,6 +58,7 @@ _DTYPES = {
     "weights": np.dtype(np.float32),
     "logprobs": np.dtype(np.float32),
     "advantages": np.dtype(np.float32),
+    "reference": np.dtype(np.float32),
 }
 
 

@@ -85,7 +85,9 @@ class ForwardResult:
 
 class Engine(Protocol):
     """Four primitives plus save and load. Unknown models raise `KeyError`, bad data `ValueError`; a call that carries
-    `seq` must carry the model's last one plus 1 (the first is 1), else `ValueError`."""
+    `seq` must carry the model's last one plus 1 (the first is 1), else `ValueError`. `stop_ids` end an answer."""
+
+    stop_ids: tuple[int, ...]
 
     def create_model(
         self,
@@ -129,6 +131,10 @@ class Engine(Protocol):
         Raises `FloatingPointError` when the gradient is not finite; nothing has changed then but that the
         accumulated gradient is cleared.
         """
+        ...
+
+    def clear_gradient(self, model: str) -> None:
+        """Forget the gradient accumulated since the last `optim_step`; no weight and no moment changes."""
         ...
 
     def sample(self, model: str, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:

@@ -29,15 +29,17 @@ from trainer.data.datum import Datum
 from trainer.engine import sampling
 from trainer.engine.adapters import Adapters, copy_into, is_adapter, read_config
 from trainer.engine.admission import check_data, check_sampling, check_sequence, check_step
-from trainer.engine.attention import Mode, Rows, packed, register
+from trainer.engine.attention import Mode, packed, register
 from trainer.engine.base import AdamParams, Completion, ForwardResult, LoraSpec, SamplingParams
 from trainer.engine.batching import MicroBatch, micro_batches
+from trainer.engine.fused import fuse
 from trainer.engine.head import Head
 from trainer.engine.optimizer import MasterAdamW
 from trainer.losses.table import Loss, find_loss
 from trainer.runs import EngineSettings
 
 _TOKENS = {"cpu": 2048, "cuda": 16_384, "mps": 4096}  # of a micro-batch: fits caches on a CPU, fills a GPU
+_FUSED_TOKENS = 4096  # fused layers divide it into chunks themselves, and keep less for the backward pass
 _PARITY = {torch.float32: 2e-3, torch.bfloat16: 0.25}  # nats; a head that does something else is further off
 _MERGE = {":sum": sum, ":min": min, ":max": max}
 
@@ -76,11 +78,13 @@ class LocalEngine:
         self.device = _device(settings.device)
         self.dtype = getattr(torch, settings.dtype)
         self._mode: Mode = "sdpa" if settings.attention == "sdpa" else "varlen"
-        self._tokens = micro_batch_tokens or _TOKENS.get(self.device.type, _TOKENS["cpu"])
         self._base_name = str(base)
         self._lm = _load(str(base), self.dtype, revision).to(self.device)  # pyright: ignore[reportArgumentType]
         self._lm.requires_grad_(False).eval()
         self._decoder: Any = self._lm.get_decoder()
+        self._fused = self._mode == "varlen" and fuse(self._lm)
+        usual = _FUSED_TOKENS if self._fused else _TOKENS.get(self.device.type, _TOKENS["cpu"])
+        self._tokens = micro_batch_tokens or usual
         self._head = Head.of(self._lm, settings.head_tile)
         config = self._lm.config.get_text_config()
         self.vocabulary = self._head.weight_VH.shape[0]
@@ -226,6 +230,10 @@ class LocalEngine:
             found.seq = check_sequence(model, found.seq, seq)
             return {"grad_norm": optimizer.step(params, denominator)}
 
+    def clear_gradient(self, model: str) -> None:
+        with self._lock:
+            self._trained(model)[1].clear()
+
     def sample(self, model: str, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:
         with self._lock, torch.no_grad():
             self._check_sampling(prompts, params)
@@ -256,18 +264,13 @@ class LocalEngine:
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [N, H] of the positions that go through the head."""
-        hidden_TH = self._packed_hidden(batch.tokens_1T, batch.positions_1T, batch.rows)
-        return hidden_TH if batch.head_N is None else hidden_TH.index_select(0, batch.head_N)
-
-    def _packed_hidden(self, tokens_1T: Tensor, positions_1T: Tensor, rows: Rows) -> Tensor:
-        with packed(rows, self._mode):
-            output = self._decoder(
-                input_ids=tokens_1T,
-                position_ids=positions_1T,
-                use_cache=False,
-                trainer_rows=rows if self._mode == "varlen" else None,
-            )
-        return output[0][0]
+        extra: dict[str, Any] = {"trainer_rows": batch.rows} if self._mode == "varlen" else {}
+        if self._fused:
+            extra["trainer_keep"] = batch.head_N
+        with packed(batch.rows, self._mode):
+            output = self._decoder(input_ids=batch.tokens_1T, position_ids=batch.positions_1T, use_cache=False, **extra)
+        hidden_NH = output[0][0]
+        return hidden_NH if self._fused or batch.head_N is None else hidden_NH.index_select(0, batch.head_N)
 
     def _backward(
         self, batch: MicroBatch, loss: Loss, config: Mapping[str, float]

@@ -140,6 +140,9 @@ class ToyEngine:
         table.delta_VV = table.delta_VV - params.learning_rate * step_VV
         return {"grad_norm": norm}
 
+    def clear_gradient(self, model: str) -> None:
+        self._trained(model).gradient_VV = None
+
     def sample(self, model: str, prompts: Sequence[np.ndarray], params: SamplingParams) -> list[list[Completion]]:
         table = self._find(model)
         self._check_sampling(prompts, params)

@@ -41,7 +41,11 @@ RETRY_AFTER_SECONDS = 2  # sent with 429 and 503
 
 
 class GatewayError(Exception):
-    """A request was not done: `code` is a google.rpc code name, `message` is for people, `details` for programs."""
+    """A request was not done: `code` is a google.rpc code name, `message` is for people, `details` for programs.
+
+    retry_after: seconds that the gateway wants to be left alone. described: False for an answer that does not speak the
+    gateway's language, as one of a proxy in front of it. attempts: how often the client had asked.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,8 @@ class GatewayError(Exception):
         details: list[dict[str, Any]] | None = None,
         http_status: int | None = None,
         retry: bool | None = None,
+        retry_after: float = 0.0,
+        described: bool = True,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -60,13 +66,18 @@ class GatewayError(Exception):
         self.http_status = http_status or CODES[code][1]
         self.details = details if details is not None else [_error_info(reason or code, metadata or {})]
         self.retry = retry
+        self.retry_after = retry_after
+        self.described = described
+        self.attempts = 1
 
     def __reduce__(self) -> Any:
         return (_rebuild, (self.code, self.message, self.details, self.http_status, self.retry))
 
     @property
     def permanent(self) -> bool:
-        """True when asking again cannot help: the request itself is at fault, not the moment or the key."""
+        """True when asking again cannot help: the request itself is at fault, not the moment, the key or the way."""
+        if not self.described and self.http_status != 413:
+            return False
         return self.http_status < 500 and self.http_status not in _PASSING and self.code != "ABORTED"
 
     def body(self) -> dict[str, Any]:
@@ -90,7 +101,9 @@ def decode(status: int, content: bytes) -> GatewayError:
     if not isinstance(body, dict) or not isinstance(body.get("message"), str):
         text = content[:300].decode("utf-8", "replace")
         code = _OF_STATUS.get(status, "UNKNOWN")
-        return GatewayError(code, f"HTTP {status} without a google.rpc.Status: {text!r}", http_status=status)
+        return GatewayError(
+            code, f"HTTP {status} without a google.rpc.Status: {text!r}", http_status=status, described=False
+        )
     code = _NAMES.get(body.get("code", 0)) or _OF_STATUS.get(status, "UNKNOWN")
     details = body.get("details")
     return GatewayError(code, body["message"], details=details if isinstance(details, list) else [], http_status=status)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from trainer.gateway import jobstate, uploads
 from trainer.gateway.errors import GatewayError, invalid
 from trainer.gateway.gateway import ACCOUNT, Gateway, checked_id
+from trainer.gateway.journal import read_lines
 from trainer.gateway.resources.supervised_fine_tuning_jobs import LOG, METRICS
 from trainer.gateway.store import Resource, Transaction
 from trainer.jobs import JobState
@@ -62,14 +63,9 @@ def parse(values: Sequence[dict[str, Any]]) -> list[Event]:
 
 
 def read_journal(path: Path, offset: int) -> tuple[list[Event], int]:
-    """The whole lines of a run's journal from byte `offset` on, and the offset after them; a torn last line waits."""
-    if not path.exists():
-        return [], offset
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        data = stream.read()
-    whole = data[: data.rfind(b"\n") + 1]
-    return [Event.model_validate_json(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+    """The next events of a run's journal from byte `offset` on, a bounded piece of them, and the offset after them."""
+    lines, offset = read_lines(path, offset)
+    return [Event.model_validate_json(line) for line in lines if line.strip()], offset
 
 
 @dataclass

@@ -2,11 +2,13 @@
 
 Files of a resource lie in `files/<resource name>/`. A signed URL carries size and expiry and an HMAC over method,
 path, size and expiry, keyed by a file that only the owner can read: whoever holds the URL may do that one thing,
-without a key. Finished files are never changed in place, so they may be hard-linked.
+without a key. Finished files are never changed in place, so they may be hard-linked. A file whose sender says its
+digest beforehand can come in pieces: what has come is kept for a day, under a name made of that digest.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -23,6 +25,7 @@ from urllib.parse import quote, urlencode
 from trainer.gateway.errors import GatewayError, invalid, not_found
 
 URL_SECONDS = 3600
+_KEPT_SECONDS = 86_400  # for what has come of files that nobody has finished
 _CHUNK = 1 << 20
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]{0,127}")
 _PARTS = 4  # depth of a file's name below its resource
@@ -32,11 +35,15 @@ _RESOURCE_PARTS = 8
 class Incoming:
     """Writes a file's bytes, counting and digesting them."""
 
-    def __init__(self, stream: IO[bytes], filename: str, expected: int | None, *, partial: Path, target: Path) -> None:
+    def __init__(
+        self, stream: IO[bytes], filename: str, expected: int | None, *, partial: Path, target: Path, digest: str = ""
+    ) -> None:
         self._stream, self._filename, self._expected = stream, filename, expected
-        self._partial, self._target = partial, target
+        self._partial, self._target, self._wanted = partial, target, digest
         self._digest = hashlib.sha256()
-        self.size = 0
+        while chunk := stream.read(_CHUNK):  # what came earlier
+            self._digest.update(chunk)
+        self.size = stream.tell()
 
     @property
     def sha256(self) -> str:
@@ -44,18 +51,26 @@ class Incoming:
         return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
-        """Add `chunk`. Raises INVALID_ARGUMENT when that is more than was declared."""
+        """Add `chunk`. Raises INVALID_ARGUMENT when that is more than was declared, ABORTED for a second writer."""
+        if self._wanted and os.fstat(self._stream.fileno()).st_size != self.size:
+            raise GatewayError("ABORTED", f"{self._filename}: another request is sending it too")
         self.size += len(chunk)
         if self._expected is not None and self.size > self._expected:
             raise self._wrong_size("more than that came")
         self._digest.update(chunk)
         self._stream.write(chunk)
+        self._stream.flush()
 
     def finish(self) -> None:
-        """Check the size and force the bytes to disk."""
+        """Check size and digest and force the bytes to disk. Raises DATA_LOSS for bytes that are not the sender's."""
         if self._expected is not None and self.size != self._expected:
             raise self._wrong_size(f"{self.size} came")
-        self._stream.flush()
+        if self._wanted not in ("", content_digest(self.sha256)):
+            self._partial.unlink(missing_ok=True)
+            raise GatewayError(
+                "DATA_LOSS", f"{self._filename}: what came has {content_digest(self.sha256)}, not {self._wanted}; "
+                "send it again from its beginning",
+            )  # fmt: skip
         os.fsync(self._stream.fileno())
 
     def place(self) -> None:
@@ -77,6 +92,7 @@ class FileStore:
         self._partial = folder / "partial"
         self.root.mkdir(parents=True, exist_ok=True)
         self._partial.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         self._key = _signing_key(folder)
 
     def folder(self, resource: str) -> Path:
@@ -93,18 +109,45 @@ class FileStore:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     @contextmanager
-    def incoming(self, resource: str, filename: str, *, size: int | None) -> Iterator[Incoming]:
+    def incoming(
+        self, resource: str, filename: str, *, size: int | None, digest: str = "", start: int = 0
+    ) -> Iterator[Incoming]:
         """A file being received; it takes its place when the block calls `place()`, and else has never been.
 
-        size: exactly so many bytes are taken, where that is given.
+        size: exactly so many bytes are taken, where that is given. digest: what it will have when it is whole; then
+        what came before `start` is gone on from, and what has come when the block ends early is kept.
+        Raises ABORTED where less than `start` bytes are kept.
         """
         target = self.path(resource, filename)
-        partial = self._partial / secrets.token_hex(16)
+        partial = self._partial_of(resource, filename, digest) if digest else self._partial / secrets.token_hex(16)
         try:
-            with partial.open("wb") as stream:
-                yield Incoming(stream, filename, size, partial=partial, target=target)
+            with partial.open("r+b" if partial.exists() else "w+b") as stream:
+                if os.fstat(stream.fileno()).st_size < start:
+                    raise GatewayError("ABORTED", f"{filename}: less than {start} bytes have come so far; ask how many")
+                stream.truncate(start)
+                yield Incoming(stream, filename, size, partial=partial, target=target, digest=digest)
         finally:
-            partial.unlink(missing_ok=True)
+            if not digest:
+                partial.unlink(missing_ok=True)
+
+    def held(self, resource: str, filename: str, digest: str) -> int:
+        """How many bytes have come of the unfinished file that will have `digest`."""
+        partial = self._partial_of(resource, filename, digest)
+        return partial.stat().st_size if partial.exists() else 0
+
+    def _partial_of(self, resource: str, filename: str, digest: str) -> Path:
+        name = hashlib.sha256(f"{resource}\0{filename}\0{digest}".encode("utf-8", "replace")).hexdigest()
+        return self._partial / f"part-{name}"
+
+    def _sweep(self) -> None:
+        """Remove what unfinished uploads, and processes that were killed, have left."""
+        oldest = time.time() - _KEPT_SECONDS
+        for path in self._partial.iterdir():
+            try:
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+            except FileNotFoundError:  # finished, or swept by another process
+                continue
 
     def adopt(self, resource: str, filename: str, source: Path, *, link: bool = True) -> str:
         """Take a copy (a hard link where `link` and the file system allow) of `source`; returns its sha256."""
@@ -181,6 +224,11 @@ def sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def content_digest(sha256_hex: str) -> str:
+    """A sha256 as the header `Content-Digest` has it (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256_hex)).decode()}:"
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from trainer.errors import UsageError
 from trainer.gateway import events, jobstate
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import ACCOUNT, Gateway, full_name, ready
@@ -197,7 +198,10 @@ class Scheduler:
             return
         self._running[job.name] = running = _Running(job.name, folder, None, offset=0)
         environment = {**self._environment, **job.private.get("secrets", {})}
-        running.process = self._launcher.start(folder, env=environment, log=folder / "worker.log")
+        try:
+            running.process = self._launcher.start(folder, env=environment, log=folder / "worker.log")
+        except UsageError as error:  # someone has resumed the run by hand: it is watched like one of ours
+            _log.warning("%s: %s", job.name, error)
 
     def _watch(self, running: _Running) -> None:
         """Apply what the worker has said; stop it if that is asked for; settle the job when it has ended."""
@@ -243,8 +247,12 @@ class Scheduler:
             self._settle(job, _Running(job.name, Path(jobstate.run_of(job)["folder"]), None))
             return
 
+        started = self._launcher.find(Path(jobstate.run_of(job)["folder"])) is not None
+
         def queued(job: Resource) -> Resource:
             run = {**jobstate.run_of(job), "active": False}
+            if not started:  # the gateway itself was killed before it made the process
+                run["attempts"] = int(run.get("attempts", 1)) - 1
             job = job.changed(private={"run": run, "newAttempt": True})
             if int(run.get("attempts", 0)) >= MAX_ATTEMPTS:
                 message = f"the worker was lost {MAX_ATTEMPTS} times; :resume to try again"
@@ -256,9 +264,12 @@ class Scheduler:
 
     def _apply_events(self, running: _Running) -> None:
         """Read on in the run's journal and apply it; a model is registered before anything after it counts."""
-        found, running.offset = events.read_journal(running.folder / "sync.jsonl", running.offset)
-        running.waiting += found
-        while running.waiting:
+        while True:
+            if not running.waiting:
+                path = running.folder / "sync.jsonl"
+                running.waiting, running.offset = events.read_journal(path, running.offset)
+            if not running.waiting:
+                return
             batch = running.waiting[:_MOST_EVENTS]
             acked = int(self._gateway.store.get(running.name).private.get("ackedSeq", 0))
             for event in batch:

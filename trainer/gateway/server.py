@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -44,6 +45,7 @@ SERVER_FILE = "server.json"
 JSON_LIMIT = 16 << 20
 MULTIPART_LIMIT = 151 << 20  # 150 MB of file, and the form around it
 _LOOPBACK_NAMES = frozenset({"localhost", "embedded"})  # the second: a client inside this process
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -196,18 +198,29 @@ class _Endpoints:
         return FileResponse(place, filename=filename.rsplit("/", 1)[-1], media_type="application/octet-stream")
 
     async def put_file(self, request: Request) -> Response:
-        """Take a file from the holder of a signed URL; exactly as long as was declared."""
+        """Take a file from the holder of a signed URL; exactly as long as was declared.
+
+        With a Content-Digest it may come in pieces: `Content-Range: bytes */SIZE` asks what is here (200: all of it;
+        308: as far as `Range` says), and `bytes N-.../SIZE` goes on from there.
+        """
         gateway = self._gateway
         size = gateway.files.verify("PUT", request.url.path, request.query_params)
         resource, filename, _ = gateway.files.located(request.path_params["path"])
-        found = gateway.store.get(resource)
-        uploads.must_be_uploading(found)
+        digest, wanted = request.headers.get("content-digest", ""), request.headers.get("content-range", "")
+        done = {"content-digest": digest} if digest else {}
+        if digest and await run_in_threadpool(uploads.has, gateway, resource, filename, size=size, digest=digest):
+            return Response(status_code=200, headers=done)
+        uploads.must_be_uploading(gateway.store.get(resource))
+        if wanted.startswith("bytes */"):
+            held = gateway.files.held(resource, filename, digest)
+            return Response(status_code=308, headers={"range": f"bytes=0-{held - 1}"} if held else {})
         _check_range(request.headers.get("x-goog-content-length-range"), size)
-        with gateway.files.incoming(resource, filename, size=size) as incoming:
+        start = _first_byte(wanted, size, digest=digest)
+        with gateway.files.incoming(resource, filename, size=size, digest=digest, start=start) as incoming:
             async for chunk in request.stream():
                 await run_in_threadpool(incoming.write, chunk)
             await run_in_threadpool(uploads.place, gateway, resource, filename, incoming=incoming)
-        return Response(status_code=200)
+        return Response(status_code=200, headers=done)
 
     async def _call(self, request: Request, match: Match) -> Call:
         contract, operation = self._gateway.contract, match.operation
@@ -338,6 +351,19 @@ def _check_range(header: str | None, size: int | None) -> None:
     low, _, high = header.partition(",")
     if not (low.strip().isdigit() and high.strip().isdigit() and int(low) <= size <= int(high)):
         raise invalid(f"X-Goog-Content-Length-Range: got {header!r}; {size} bytes were declared for this URL")
+
+
+def _first_byte(content_range: str, size: int | None, *, digest: str) -> int:
+    """Where in the file the body begins, by its Content-Range `bytes N-M/SIZE`."""
+    if not content_range:
+        return 0
+    found = _CONTENT_RANGE.fullmatch(content_range)
+    if found is None or int(found[3]) != size or int(found[2]) + 1 != size or not digest:
+        raise invalid(
+            f"Content-Range: got {content_range[:80]!r}; a file goes on as 'bytes N-{(size or 1) - 1}/{size}', "
+            "with its Content-Digest"
+        )
+    return int(found[1])
 
 
 def _check_origin(headers: Mapping[str, str]) -> None:

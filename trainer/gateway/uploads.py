@@ -2,7 +2,8 @@
 
 A resource in state UPLOADING has `private.declared` (file name -> bytes) and `private.files` (file name -> bytes and
 sha256 of what has come). READY means that the two agree and that the family's own check has passed; after that no file
-changes.
+changes. Files that are declared anew must be sent anew, or be shown by their digest to be those that came before
+(`private.had`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.gateway.errors import invalid, precondition
-from trainer.gateway.files import Incoming, safe_name
+from trainer.gateway.files import Incoming, content_digest, safe_name
 from trainer.gateway.gateway import Call, Gateway
 from trainer.gateway.store import Resource
 
@@ -30,8 +31,10 @@ def declare(call: Call, resource: Resource) -> dict[str, str]:
         found = transaction.get(resource.name)
         must_be_uploading(found)
         declared = {**found.private.get("declared", {}), **sizes}
-        files = {name: entry for name, entry in found.private.get("files", {}).items() if name not in sizes}
-        transaction.save(found.changed(private={"declared": declared, "files": files}))
+        came = found.private.get("files", {})
+        files = {name: entry for name, entry in came.items() if name not in sizes}
+        had = {**found.private.get("had", {}), **{name: entry for name, entry in came.items() if name in sizes}}
+        transaction.save(found.changed(private={"declared": declared, "files": files, "had": had}))
     files_store = call.gateway.files
     return {
         name: files_store.url("PUT", resource.name, name, base_url=call.base_url, size=size)
@@ -49,6 +52,23 @@ def place(gateway: Gateway, name: str, filename: str, *, incoming: Incoming, dec
         declared = {**found.private.get("declared", {}), **({filename: incoming.size} if declare_too else {})}
         incoming.place()
         return transaction.save(found.changed(private={"files": files, "declared": declared}))
+
+
+def has(gateway: Gateway, name: str, filename: str, *, size: int | None, digest: str) -> bool:
+    """True when the file has come whole, with that digest: it counts as sent then, whoever has sent it, and when."""
+    with gateway.store.transaction() as transaction:
+        found = transaction.get(name)
+        files = found.private.get("files", {})
+        entry = files.get(filename) or found.private.get("had", {}).get(filename)
+        place = gateway.files.path(name, filename)
+        if not entry or content_digest(entry["sha256"]) != digest or size not in (None, entry["size"]):
+            return False
+        if not place.is_file() or place.stat().st_size != entry["size"]:
+            return False
+        if filename not in files:
+            must_be_uploading(found)
+            transaction.save(found.changed(private={"files": {**files, filename: entry}}))
+        return True
 
 
 def complete(gateway: Gateway, resource: Resource) -> dict[str, Path]:

@@ -1,36 +1,60 @@
 """Starts a run's worker as a process on this machine, in a session of its own, and stops it.
 
-Secrets travel by the environment only. `worker.json` in the run folder names the process (pid and start time, so that a
-pid used again by another program is not mistaken for it); whoever comes later can watch or stop it by that.
+Secrets travel by the environment only. The worker holds the lock `launch.lock` in the run folder for as long as it
+lives: it is taken before the process is made and inherited by it, so at no moment, whoever is killed, is there a worker
+without the lock or a lock without a worker. `worker.json` names the process, and is written by that process itself
+before it becomes the worker; whoever comes later can watch or stop it by the two.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-WORKER_FILE = "worker.json"
+from trainer.errors import UsageError
+
+WORKER_FILE, LOCK_FILE = "worker.json", "launch.lock"
 COMMAND = (sys.executable, "-m", "trainer.worker")
 _POLL_SECONDS = 0.05
+_LOOK_SECONDS = 0.5  # whoever looks whether the lock is held holds it for an instant
+# Says who it is, then becomes the worker: the same pid. $1 is the run folder, the rest the command.
+_SHIM = (
+    'file="$1/worker.json"; shift; '
+    'printf \'{"pid": %d}\\n\' $$ > "$file.tmp" && mv -f "$file.tmp" "$file" || exit 73; '
+    'exec "$@"'
+)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker process, perhaps not a child of this one."""
+    """The worker of a run folder, perhaps not a child of this process.
 
-    pid: int
-    started: str
+    It counts as alive while anything that it has forked without closing its files still runs.
+    """
+
+    folder: Path
+
+    @property
+    def pid(self) -> int | None:
+        """The process that was last started on the folder; None until it has said who it is."""
+        try:
+            return int(json.loads((self.folder / WORKER_FILE).read_bytes())["pid"])
+        except FileNotFoundError:
+            return None
 
     @property
     def alive(self) -> bool:
         """True while that very process runs (a zombie does not)."""
-        return _start_time(self.pid) == self.started
+        return _held(self.folder)
 
     def stop(self, grace: float) -> None:
         """SIGTERM to its process group, and SIGKILL after `grace` seconds."""
@@ -49,10 +73,13 @@ class Worker:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if not self.alive:
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while (pid := self.pid) is None and self.alive and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)  # it is about to say who it is
+        if pid is None or not self.alive:
             return
         try:
-            os.killpg(self.pid, number)
+            os.killpg(pid, number)
         except ProcessLookupError:  # it ended between the look and the signal
             return
 
@@ -67,23 +94,25 @@ def start(
     """Start `command` on `run_folder`; `env` is added to this process's environment.
 
     log: where its standard output and error are appended; None = they stay with this terminal.
+    Raises `UsageError` when a worker is at work there.
     """
-    full = [*command, str(run_folder)]
+    full = ["/bin/sh", "-c", _SHIM, "worker", str(run_folder), *command, str(run_folder)]
     environment = {**os.environ, **(env or {})}
-    if log is None:
-        process = subprocess.Popen(full, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
-    else:
+    with _launch_lock(run_folder) as lock:
+        if log is None:
+            return subprocess.Popen(  # noqa: S603
+                full, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,)
+            )
         with log.open("ab") as stream:
-            process = subprocess.Popen(  # noqa: S603
+            return subprocess.Popen(  # noqa: S603
                 full,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=(lock,),
             )
-    _write(run_folder, Worker(process.pid, _start_time(process.pid)))
-    return process
 
 
 def stop(process: subprocess.Popen[bytes], grace: float) -> int:
@@ -98,33 +127,48 @@ def stop(process: subprocess.Popen[bytes], grace: float) -> int:
 
 
 def find(run_folder: Path) -> Worker | None:
-    """The worker that was last started on `run_folder`, alive or not; None when there was none."""
+    """The worker that was last started on `run_folder`, alive or not; None when none was since it was last tried."""
+    worker = Worker(run_folder)
+    return worker if worker.alive or worker.pid is not None else None
+
+
+@contextmanager
+def _launch_lock(run_folder: Path) -> Iterator[int]:
+    """The run's lock, held; a process that inherits the descriptor holds it on."""
+    descriptor = os.open(run_folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        value = json.loads((run_folder / WORKER_FILE).read_bytes())
-        return Worker(int(value["pid"]), str(value["started"]))
-    except FileNotFoundError:
-        return None
+        _take(descriptor, run_folder)
+        (run_folder / WORKER_FILE).unlink(missing_ok=True)  # it named an earlier process
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _write(run_folder: Path, worker: Worker) -> None:
-    temporary = run_folder / f"{WORKER_FILE}.tmp"
-    temporary.write_text(json.dumps({"pid": worker.pid, "started": worker.started}) + "\n", encoding="utf-8")
-    temporary.replace(run_folder / WORKER_FILE)
-
-
-def _start_time(pid: int) -> str:
-    """When process `pid` began, as the system words it; '' when it has ended (a zombie has)."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
+def _take(descriptor: int, run_folder: Path) -> None:
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while True:
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-        return "" if fields[0] in "ZX" else fields[19]
-    listed = subprocess.run(  # noqa: S603
-        ["ps", "-o", "state=,lstart=", "-p", str(pid)],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return "" if not listed or listed.startswith("Z") else listed.partition(" ")[2].strip()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:  # longer than anyone needs who only looks
+                raise UsageError(
+                    f"another worker is at work on {run_folder} (pid {Worker(run_folder).pid or 'not known yet'}); "
+                    "wait until it ends, or stop it"
+                ) from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _held(run_folder: Path) -> bool:
+    """True while a process holds the run's lock."""
+    try:
+        descriptor = os.open(run_folder / LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from trainer.gateway.rowcheck import BYTES_PER_TOKEN
 from trainer.gateway.standard import Family, list_all, new_resource
 from trainer.gateway.store import Resource
 from trainer.jobs import DEFAULT_EPOCHS, JOB_KINDS, JobState, SupervisedFineTuningJob
+from trainer.prices import read_prices
 
 KIND = JOB_KINDS["sft"]
 METRICS, LOG = "metrics.jsonl", "trainer.log"
@@ -175,15 +177,27 @@ def _models_here(gateway: Gateway) -> str:
 
 
 def _cost(gateway: Gateway, request: Request) -> dict[str, Any]:
-    """Tokens x epochs x price: counted tokens where there are any, else four bytes each."""
+    """Tokens x epochs x price: counted tokens where there are any, else four bytes each; prices of `trainer.prices`."""
     name = full_name(request.job.dataset, collection="datasets", what="dataset")
     found = gateway.store.find(name)
     if found is None:
         raise not_found(name)
     size = sum(entry["size"] for entry in found.private.get("files", {}).values())
     tokens = int(found.body.get("estimatedTokenCount") or size // BYTES_PER_TOKEN)
-    nanos = int(tokens * (request.job.epochs or DEFAULT_EPOCHS) * gateway.options.price_per_token * _NANOS)
-    return {"currencyCode": "USD", "units": str(nanos // _NANOS), "nanos": nanos % _NANOS}
+    prices = read_prices()
+    price = (
+        gateway.options.price_per_token or Decimal(str(prices.per_million(_parameters(gateway, request)))) / 1_000_000
+    )
+    nanos = int(tokens * (request.job.epochs or DEFAULT_EPOCHS) * price * _NANOS)
+    return {"currencyCode": prices.currency, "units": str(nanos // _NANOS), "nanos": nanos % _NANOS}
+
+
+def _parameters(gateway: Gateway, request: Request) -> int | None:
+    """Of the base model, None where its record does not say."""
+    name = request.job.base_model or request.job.warm_start_from or ""
+    found = gateway.store.find(full_name(name, collection="models", what="baseModel"))
+    count = (found.body.get("baseModelDetails") or {}).get("parameterCount") if found else None
+    return int(count) if count else None
 
 
 def readable(error: ValidationError) -> GatewayError:

@@ -1,0 +1,86 @@
+"""Which of two evaluations is better: the rule behind early stopping and the checkpoint that is kept.
+
+Any logged metric, in either direction. A value counts as better only if it beats the best so far by more than
+`min_delta`, and, where the metric is a share of rows, by more than `confidence` standard errors of the difference of
+two shares (pooled, of independent samples: on the same rows it errs on the side of not believing). The first value
+is always the best so far; one that is not finite never is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.runs import TrainSettings
+
+LOSS, EXACT_MATCH = "eval/loss", "eval/exact_match"
+_OF_STEPS = ("loss", "grad_norm", "learning_rate")
+_HIGHER_IS_BETTER = (EXACT_MATCH,)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The rule of one run. `rows`: how many rows a share is of, 0 where the metric is no share."""
+
+    metric: str
+    mode: str
+    min_delta: float = 0.0
+    confidence: float = 0.0
+    rows: int = 0
+
+    @classmethod
+    def of(cls, train: TrainSettings, *, held_out: bool, questions: int) -> Best:
+        """The rule that the settings ask for. Raises `ValueError` for a metric that this run does not log."""
+        logged = logged_metrics(train, held_out=held_out, questions=questions)
+        if train.score_every_evaluation and not (questions and train.score_rows):
+            raise ValueError(
+                "train.score_every_evaluation: there is no held-out row to answer; set train.score_rows, and "
+                "evaluation_dataset or eval_auto_carveout"
+            )
+        if train.best_metric not in logged and (held_out or train.best_metric != LOSS):
+            raise ValueError(
+                f"train.best_metric: {train.best_metric!r} is not logged by this run, which logs {', '.join(logged)}"
+                f"{_way_to(train.best_metric)}"
+            )
+        if train.best_metric in _HIGHER_IS_BETTER and train.best_mode == "min":
+            raise ValueError(f"train.best_mode: min, but more of {train.best_metric} is better; set it to max")
+        share = train.best_metric == EXACT_MATCH
+        if train.best_confidence and not share:
+            raise ValueError(
+                f"train.best_confidence: {train.best_confidence:g} is for shares of rows ({EXACT_MATCH}); "
+                f"use train.best_min_delta with {train.best_metric}, and leave it 0"
+            )
+        return cls(
+            train.best_metric, train.best_mode, train.best_min_delta, train.best_confidence, questions if share else 0
+        )
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether `value` counts as better than the `best` so far (None = there is none yet)."""
+        if not math.isfinite(value):
+            return False
+        if best is None:
+            return True
+        gain = value - best if self.mode == "max" else best - value
+        return gain > max(self.min_delta, self.confidence * self._standard_error(value, best))
+
+    def _standard_error(self, one: float, other: float) -> float:
+        """Of the difference of two shares of `rows` rows: sqrt(2 p (1 - p) / rows), p their mean; 0 for no share."""
+        if not self.rows:
+            return 0.0
+        pooled = (one + other) / 2
+        return math.sqrt(2 * pooled * (1 - pooled) / self.rows)
+
+
+def logged_metrics(train: TrainSettings, *, held_out: bool, questions: int) -> Sequence[str]:
+    """Names that `train.best_metric` may have in this run: what each evaluation logs, and each step."""
+    found = [LOSS] if held_out else []
+    if train.score_every_evaluation and train.score_rows and questions:
+        found.append(EXACT_MATCH)
+    return [*found, *_OF_STEPS]
+
+
+def _way_to(metric: str) -> str:
+    if metric == EXACT_MATCH:
+        return f"; {EXACT_MATCH} needs train.score_every_evaluation=true and train.score_rows"
+    return f"; {LOSS} needs evaluation_dataset or eval_auto_carveout" if metric == LOSS else ""

@@ -1,0 +1,135 @@
+"""What this machine can hold: memory that is free for a process here, cores, and the GPU when torch sees one.
+
+`Look` is the seam: the estimate asks it, the worker has `this_machine`, a test gives a machine of its own. Free memory
+is what the kernel calls available or what the tightest cgroup above this process leaves, whichever is less, and what
+the process holds already counts as free for it. torch is imported when a worker looks for a GPU, never before.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from trainer.runs import EngineSettings
+
+_NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sizes in bytes. `device` is cpu, cuda or mps; `gpu_free` is None but on cuda; `held`: by this process, now."""
+
+    device: str
+    name: str
+    cores: int
+    threads: int
+    memory: int
+    memory_free: int
+    held: int
+    gpu_free: int | None = None
+
+
+class Look(Protocol):
+    """Tells about the machine that an engine with these settings would use."""
+
+    def __call__(self, engine: EngineSettings) -> Machine:
+        """Look now."""
+        ...
+
+
+def this_machine(engine: EngineSettings) -> Machine:
+    """The machine of this process. Imports torch."""
+    torch = import_module("torch")
+    wanted = "cuda" if engine.device == "auto" and torch.cuda.is_available() else engine.device
+    device = "cpu" if wanted == "auto" else wanted.partition(":")[0]
+    threads = engine.threads or torch.get_num_threads()
+    held = resident()
+    total, free = memory(held=held)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name, gpu_free = f"{_cpu()}, {threads} threads", None
+    if device == "cuda":
+        name, gpu_free = torch.cuda.get_device_name(wanted), int(torch.cuda.mem_get_info(wanted)[0])
+    return Machine(device, name, cores, threads, total, free, held, gpu_free)
+
+
+def memory(root: Path = Path("/"), *, held: int = 0) -> tuple[int, int]:
+    """(all, free) bytes for this process, by the kernel's and the cgroups' files below `root`."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = total
+    listing = root / "proc/meminfo"
+    if listing.is_file():
+        kib = {key: int(value) for key, value in re.findall(r"(\w+):\s+(\d+) kB", listing.read_text())}
+        total = kib["MemTotal"] << 10
+        free = min(total, (kib.get("MemAvailable", kib["MemTotal"]) << 10) + held)
+    for limit, used in _cgroups(root):
+        total = min(total, limit)
+        free = min(free, max(0, limit - used) + held)
+    return total, min(free, total)
+
+
+def resident() -> int:
+    """Bytes that this process holds in memory."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """The most bytes that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def peak_gpu() -> int | None:
+    """The most bytes torch has had allocated on the GPU; None when it has not been used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
+
+
+def _cgroups(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) of this process's cgroup and those above it that have a limit; file cache does not count."""
+    listing = root / "proc/self/cgroup"
+    if not listing.is_file():
+        return []
+    found = []
+    for line in listing.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            place, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            place = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        folders = [place / group, *(place / parent for parent in group.parents)]
+        found += [one for folder in folders if (one := _limit(folder, *names))]
+    return found
+
+
+def _limit(folder: Path, limit_file: str, used_file: str, cache: str) -> tuple[int, int] | None:
+    limit, used = folder / limit_file, folder / used_file
+    if not limit.is_file() or not used.is_file():
+        return None
+    text = limit.read_text().strip()
+    if text == "max" or int(text) >= _NO_LIMIT:
+        return None
+    statistics = folder / "memory.stat"
+    cached = re.search(rf"^{cache} (\d+)", statistics.read_text(), re.MULTILINE) if statistics.is_file() else None
+    return int(text), int(used.read_text()) - (int(cached[1]) if cached else 0)
+
+
+def _cpu() -> str:
+    listing = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", listing.read_text()) if listing.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
