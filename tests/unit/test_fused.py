@@ -65,7 +65,7 @@ def gradients(engine: LocalEngine, lora: LoraSpec | None) -> tuple[float, dict[s
         for name, parameter in engine._adapters.parameters("m0").items():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(1))
-    loss = engine.forward_backward("m", make_rows(120)).metrics["loss:sum"]
+    loss = engine.forward_backward("m", make_rows(200)).metrics["loss:sum"]
     found = {name: p.grad / 1000 for name, p in engine._lm.named_parameters() if p.grad is not None}
     return loss, found
 

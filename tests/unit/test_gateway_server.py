@@ -15,8 +15,9 @@ import pytest
 from tests.gateway_kit import ROOT, A, opened, raw, served
 from trainer.gateway.client import GatewayClient, open_client
 from trainer.gateway.errors import GatewayError
+from trainer.gateway.found import running_server
 from trainer.gateway.resources.table import OPERATIONS
-from trainer.gateway.server import running_server, serve
+from trainer.gateway.server import serve
 from trainer.gateway.store import Resource, Store
 from trainer.runs import GatewaySettings
 
@@ -96,8 +97,8 @@ def test_the_unexpected_is_logged_and_not_shown(
     def broken(_call: object) -> None:
         raise RuntimeError("the innermost secret")
 
-    monkeypatch.setitem(OPERATIONS, "Gateway_GetDataset", broken)
     with opened(tmp_path / "gateway") as (client, _), caplog.at_level(logging.ERROR):
+        monkeypatch.setitem(OPERATIONS, "Gateway_GetDataset", broken)
         answer = raw(client, "GET", f"{A}/datasets/rows")
     assert (answer.status_code, answer.json()["code"]) == (500, 13)
     assert "innermost" not in answer.text

@@ -22,8 +22,8 @@ import httpx
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError, decode
 from trainer.gateway.files import content_digest, sha256
+from trainer.gateway.found import running_server
 from trainer.gateway.pacing import Backoff, Clock, SystemClock, retry_after
-from trainer.gateway.server import create_app, running_server
 from trainer.jobs import resource_id
 from trainer.report import Event
 from trainer.runs import GatewaySettings, gateway_folder
@@ -503,6 +503,9 @@ class _InProcess(httpx.BaseTransport):
     """The app of a state folder as a transport: one event loop in a thread of its own runs the requests."""
 
     def __init__(self, folder: Path) -> None:
+        # Imported when a gateway runs inside this process, which most commands do without.
+        from trainer.gateway.server import create_app  # noqa: PLC0415
+
         self._app = create_app(folder)
         self._asgi = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
         self._loop = asyncio.new_event_loop()

@@ -37,11 +37,11 @@ import trainer
 from trainer.gateway import uploads
 from trainer.gateway.contract import Match, Operation
 from trainer.gateway.errors import GatewayError, invalid, not_found
+from trainer.gateway.found import SERVER_FILE, running_server
 from trainer.gateway.gateway import Call, Gateway, GatewayOptions, Upload
 from trainer.gateway.resources import accounts, models
 from trainer.gateway.resources.table import OPERATIONS
 
-SERVER_FILE = "server.json"
 JSON_LIMIT = 16 << 20
 MULTIPART_LIMIT = 151 << 20  # 150 MB of file, and the form around it
 _LOOPBACK_NAMES = frozenset({"localhost", "embedded"})  # the second: a client inside this process
@@ -145,14 +145,6 @@ def serve(
         finally:
             (folder / SERVER_FILE).unlink(missing_ok=True)
             gateway.close()
-
-
-def running_server(folder: Path) -> str | None:
-    """The URL that `server.json` in `folder` names, or None where no server says it is up."""
-    try:
-        return str(json.loads((folder / SERVER_FILE).read_bytes())["url"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
 
 
 class _Endpoints:
