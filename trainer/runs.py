@@ -7,6 +7,7 @@
     outputs/<run>/checkpoints/     step-<n>/manifest.json + safetensors
     outputs/<run>/model/           the output model's files, once there is one
     outputs/<run>/worker.log       the worker's standard output and error
+    outputs/<run>/report.html      all of it on one page
 
 The home folder (`TRAINER_HOME`, `./outputs` unless set) holds the runs and the embedded gateway's state.
 """

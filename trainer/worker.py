@@ -22,7 +22,7 @@ from trainer import environment
 from trainer.beside import beside
 from trainer.confession import CONFESSION, confess
 from trainer.data.batches import PlanFigures, plan_figures
-from trainer.data.ledger import Ledger
+from trainer.data.ledger import DataRefused, Ledger
 from trainer.disk import LOCAL_DISK, Disk, DiskFull, is_full, write_whole
 from trainer.engine.base import Engine
 from trainer.estimate import Workload, foresee, workload
@@ -30,7 +30,7 @@ from trainer.finite import NotFinite
 from trainer.history import LOCK
 from trainer.jobs import JobState
 from trainer.loops.best import LOSS
-from trainer.loops.material import Prepared, read_material
+from trainer.loops.material import HELD_OUT_LEDGER, TRAIN_LEDGER, Prepared, read_material
 from trainer.loops.parity import ParityBroken, ParityGate, SavedTokens, gate
 from trainer.loops.sft import MODEL, NonFinite, Outcome, SftLoop, terminal_state
 from trainer.loops.stop import Stop
@@ -83,6 +83,8 @@ class Worker:
         try:
             return self._run()
         except Refused as error:
+            if isinstance(error.__cause__, DataRefused):
+                self._keep(error.__cause__.ledger)
             self.reporter.state(JobState.FAILED, str(error), code="INVALID_ARGUMENT")
             return EXIT_REFUSED
         except ParityBroken as error:
@@ -104,6 +106,11 @@ class Worker:
             self.reserve.unlink(missing_ok=True)
             beside("report.html", lambda: write_report(self.folder))
             self.reporter.close()
+
+    def _keep(self, ledger: Ledger) -> None:
+        """The ledger of refused rows, which says what was found in them."""
+        trained_on = ledger.source == self.spec.inputs.train
+        ledger.save(self.folder / (TRAIN_LEDGER if trained_on else HELD_OUT_LEDGER))
 
     def _run(self) -> int:
         write_whole(self.reserve, bytes(_RESERVE_BYTES))

@@ -60,28 +60,37 @@ def held_out_loss(
     return total / sum(float(datum.weights.sum()) for datum in data)
 
 
-def answer(
+def answer_or_stop(
     engine: Engine,
     model: str,
     questions: Sequence[Question],
     *,
     max_tokens: int,
     decode: Callable[[list[int]], str],
-    keep_going: Callable[[], bool] = _always,
+    keep_going: Callable[[], bool],
 ) -> list[Answer] | None:
-    """Greedy answers to `questions`, in order; `decode` turns ids into text without special tokens."""
-    params = SamplingParams(max_new_tokens=max_tokens, temperature=0.0)
+    """`answer`, asked between pieces whether to go on; None when told not to."""
     given: list[Answer] = []
     for start in range(0, len(questions), _ANSWER_ROWS):
         if not keep_going():
             return None
         piece = questions[start : start + _ANSWER_ROWS]
-        completions = engine.sample(model, [question.prompt for question in piece], params)
-        given += [
-            Answer(question.asked, question.expected, decode(one[0].tokens.tolist()))
-            for question, one in zip(piece, completions, strict=True)
-        ]
+        given += answer(engine, model, piece, max_tokens=max_tokens, decode=decode)
     return given
+
+
+def answer(
+    engine: Engine, model: str, questions: Sequence[Question], *, max_tokens: int, decode: Callable[[list[int]], str]
+) -> list[Answer]:
+    """Greedy answers to `questions`, in order; `decode` turns ids into text without special tokens."""
+    if not questions:
+        return []
+    params = SamplingParams(max_new_tokens=max_tokens, temperature=0.0)
+    completions = engine.sample(model, [question.prompt for question in questions], params)
+    return [
+        Answer(question.asked, question.expected, decode(one[0].tokens.tolist()))
+        for question, one in zip(questions, completions, strict=True)
+    ]
 
 
 def exact_match(answers: Sequence[Answer]) -> float:

@@ -439,7 +439,7 @@ class SftLoop:
 
     def ask(self) -> list[Answer] | None:
         """Greedy answers to the held-out questions, as the model is now."""
-        return evaluation.answer(
+        return evaluation.answer_or_stop(
             self.engine, MODEL, self.material.questions,
             max_tokens=self.spec.train.sample_max_tokens, decode=self.decode, keep_going=self.keep_going,
         )  # fmt: skip
