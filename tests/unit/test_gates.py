@@ -12,7 +12,7 @@ from trainer.data.rows import Row
 from trainer.loops.material import HELD_OUT_LEDGER, TRAIN_LEDGER, Prepared, read_material
 from trainer.runs import DataSettings, GateSettings, Inputs, RowSource, shipped
 
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not on this machine")
 NAMES = list(GateSettings.model_fields)
 USED = Outcome("used", total=10, kept=10, trained=4, turns=1, stop_turns=1)

@@ -13,7 +13,7 @@ from trainer.data.render import Renderer, load_tokenizer
 from trainer.runs import DataSettings, RowSource
 
 TINY = Path(__file__).parents[2] / "trainer" / "models" / "tiny"
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not on this machine")
 
 

@@ -10,7 +10,7 @@ import pytest
 from trainer.data.rows import ReadCounts, Row, RowProblem, read_rows
 from trainer.runs import DataSettings, RowSource
 
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not on this machine")
 ASK = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}

@@ -1,108 +1,20 @@
 """The SFT loop on the toy engine: numbers by hand, and resume equal to never having stopped."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 
+from tests.loop_kit import VOCABULARY, lines, make_spec, rows, run
 from trainer import checkpoints
 from trainer.data.datum import Datum
 from trainer.engine.toy import ToyEngine
-from trainer.jobs import JobState, SupervisedFineTuningJob
-from trainer.loops.evaluation import Question
-from trainer.loops.sft import Material, Outcome, SftLoop, terminal_state
-from trainer.loops.stop import Stop
-from trainer.objectives import OBJECTIVES
-from trainer.report import Reporter
-from trainer.runs import (
-    DataSettings,
-    EngineSettings,
-    GatewaySettings,
-    Hyperparameters,
-    Inputs,
-    LaunchSettings,
-    LoraSettings,
-    ModelSettings,
-    RowSource,
-    RunSpec,
-    TrainSettings,
-)
-from trainer.tracking import Journal, MetricsFiles, Quiet, Tee
-
-VOCABULARY = 8
-
-
-def spec(*, job: dict | None = None, train: dict | None = None) -> RunSpec:
-    wanted = SupervisedFineTuningJob.model_validate(
-        {
-            "dataset": "rows",
-            "base_model": "toy",
-            "epochs": 3,
-            "learning_rate": 0.1,
-            "batch_size_samples": 4,
-            **(job or {}),
-        }
-    )
-    return RunSpec(
-        id="run", kind="sft", created="now", trainer_version="0", job=wanted,
-        model=ModelSettings(name="toy", path="toy"), data=DataSettings(), train=TrainSettings(**(train or {})),
-        engine=EngineSettings(), launch=LaunchSettings(), gateway=GatewaySettings(kind="off"),
-        inputs=Inputs(base_model="toy", train=RowSource(name="rows", path="rows")),
-        hyper=Hyperparameters.of(wanted, LoraSettings()), objective=OBJECTIVES["sft"],
-    )  # fmt: skip
-
-
-def rows(count: int, seed: int) -> list[Datum]:
-    """Rows in which each token is followed by its double, modulo the vocabulary; the first position is not trained."""
-    random = np.random.default_rng(seed)
-    data = []
-    for _ in range(count):
-        ids = [int(random.integers(1, VOCABULARY))]
-        for _ in range(int(random.integers(2, 6))):
-            ids.append(ids[-1] * 2 % VOCABULARY or 1)
-        weights = np.ones(len(ids) - 1, np.float32)
-        weights[0] = 0
-        data.append(Datum(np.array(ids[:-1], np.int64), np.array(ids[1:], np.int64), weights))
-    return data
-
-
-class StopAt(Quiet):
-    """Asks to stop once a step has been reported."""
-
-    def __init__(self, stop: Stop, step: int) -> None:
-        self.stop, self.step = stop, step
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        if step == self.step and "loss" in values:
-            self.stop.requested = True
-
-
-def run(folder: Path, run_spec: RunSpec, *, material: Material | None = None, stop_at: int = 0) -> Outcome:
-    folder.mkdir(exist_ok=True)
-    stop, files = Stop(), MetricsFiles(folder)
-    reporter: Reporter = Tee([Journal(folder), files, StopAt(stop, stop_at)])
-    engine = ToyEngine(VOCABULARY)
-    material = material or Material(rows(18, 0), rows(5, 1), [Question(np.array([3]), "3", "6")])
-    loop = SftLoop(
-        run_spec, material, engine=engine, folder=folder, reporter=reporter, files=files,
-        decode=lambda ids: " ".join(map(str, ids)), stop=stop,
-    )  # fmt: skip
-    try:
-        return loop.run()
-    finally:
-        reporter.close()
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+from trainer.jobs import JobState
+from trainer.loops.sft import Material, terminal_state
 
 
 def test_steps_are_counted_and_the_loss_falls(tmp_path):
-    outcome = run(tmp_path / "run", spec())
+    outcome = run(tmp_path / "run", make_spec())
     # 18 rows in batches of 4 are 5 steps an epoch, the last of 2 rows; 3 epochs are 15.
     assert (outcome.cursor.step, outcome.paused) == (15, False)
-    steps = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    steps = [line for line in lines(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 16))
     assert [line["rows"] for line in steps] == [4, 4, 4, 4, 2] * 3
     assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
@@ -111,7 +23,7 @@ def test_steps_are_counted_and_the_loss_falls(tmp_path):
 
 
 def test_the_first_loss_is_the_mean_over_trained_tokens_of_the_step(tmp_path):
-    run(tmp_path / "run", spec(job={"batch_size_samples": 18, "epochs": 1}))
+    run(tmp_path / "run", make_spec(job={"batch_size_samples": 18, "epochs": 1}))
     engine = ToyEngine(VOCABULARY)
     engine.create_model("m", lora=None, base_only=True)
     nll = trained = 0.0
@@ -119,28 +31,28 @@ def test_the_first_loss_is_the_mean_over_trained_tokens_of_the_step(tmp_path):
         logprobs = engine.forward("m", [datum]).logprobs[0]
         nll -= float((logprobs * datum.weights).sum())
         trained += float(datum.weights.sum())
-    first = next(line for line in metrics(tmp_path / "run") if "loss" in line)
+    first = next(line for line in lines(tmp_path / "run") if "loss" in line)
     assert first["loss"] == pytest.approx(nll / trained, rel=1e-6)
     assert first["trained_tokens"] == trained
 
 
 def test_accumulation_is_one_step_with_one_denominator(tmp_path):
-    run(tmp_path / "a", spec(job={"batch_size_samples": 8, "epochs": 1}, train={"scheduler": "constant"}))
+    run(tmp_path / "a", make_spec(job={"batch_size_samples": 8, "epochs": 1}, train={"scheduler": "constant"}))
     run(
         tmp_path / "b",
-        spec(
+        make_spec(
             job={"batch_size_samples": 4, "gradient_accumulation_steps": 2, "epochs": 1},
             train={"scheduler": "constant"},
         ),
     )
-    for one, other in zip(metrics(tmp_path / "a"), metrics(tmp_path / "b"), strict=True):
+    for one, other in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
         assert one == pytest.approx(other, rel=1e-9)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7, 14])
 @pytest.mark.parametrize("every", [0, 2])
 def test_resume_equals_never_having_stopped(tmp_path, stop_at, every):
-    settings = spec(train={"checkpoint_every_steps": every, "evaluate_every_steps": 3})
+    settings = make_spec(train={"checkpoint_every_steps": every, "evaluate_every_steps": 3})
     whole = run(tmp_path / "whole", settings)
     paused = run(tmp_path / "parts", settings, stop_at=stop_at)
     assert paused.paused and paused.cursor.step == stop_at
@@ -153,7 +65,7 @@ def test_resume_equals_never_having_stopped(tmp_path, stop_at, every):
 
 
 def test_a_crash_between_checkpoints_is_gone_over_again(tmp_path):
-    settings = spec(train={"checkpoint_every_steps": 4})
+    settings = make_spec(train={"checkpoint_every_steps": 4})
     whole = run(tmp_path / "whole", settings)
     run(tmp_path / "parts", settings, stop_at=6)
     # As if the process had been killed after step 6 without saving: the newest checkpoint is that of step 4.
@@ -168,7 +80,7 @@ def test_a_crash_between_checkpoints_is_gone_over_again(tmp_path):
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path):
-    settings = spec(train={"checkpoint_every_steps": 2})
+    settings = make_spec(train={"checkpoint_every_steps": 2})
     whole = run(tmp_path / "whole", settings)
     run(tmp_path / "parts", settings, stop_at=6)
     (tmp_path / "parts" / "checkpoints" / "step-6" / "manifest.json").write_text("{")
@@ -181,12 +93,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path):
 def test_early_stop_takes_the_best_weights(tmp_path):
     # Held-out rows that contradict the training rows: their loss soon rises.
     contrary = [Datum(d.tokens, (d.targets + 3) % VOCABULARY, d.weights) for d in rows(5, 0)]
-    settings = spec(
+    settings = make_spec(
         job={"early_stop": True, "evaluation_dataset": "other", "epochs": 20},
         train={"evaluate_every_steps": 1, "early_stop_patience": 2},
     )
-    outcome = run(tmp_path / "run", settings, material=Material(rows(18, 0), contrary, []))
-    losses = {line["step"]: line["eval/loss"] for line in metrics(tmp_path / "run") if "eval/loss" in line}
+    outcome = run(tmp_path / "run", settings, given=Material(rows(18, 0), contrary, []))
+    losses = {line["step"]: line["eval/loss"] for line in lines(tmp_path / "run") if "eval/loss" in line}
     best = min(losses, key=losses.__getitem__)
     assert outcome.cursor.best_step == best == outcome.checkpoint.step
     assert outcome.cursor.step == best + 2
@@ -194,13 +106,13 @@ def test_early_stop_takes_the_best_weights(tmp_path):
 
 
 def test_old_checkpoints_are_let_go_of(tmp_path):
-    run(tmp_path / "run", spec(train={"checkpoint_every_steps": 1, "keep_checkpoints": 2}))
+    run(tmp_path / "run", make_spec(train={"checkpoint_every_steps": 1, "keep_checkpoints": 2}))
     names = [path.name for path in checkpoints.every(tmp_path / "run" / "checkpoints")]
     assert names == ["step-14", "step-15"]
 
 
 def test_a_rate_of_0_changes_no_weight(tmp_path):
-    outcome = run(tmp_path / "run", spec(job={"learning_rate": 0.0}))
-    losses = [line["eval/loss"] for line in metrics(tmp_path / "run") if "eval/loss" in line]
+    outcome = run(tmp_path / "run", make_spec(job={"learning_rate": 0.0}))
+    losses = [line["eval/loss"] for line in lines(tmp_path / "run") if "eval/loss" in line]
     assert len(set(losses)) == 1
     assert outcome.before == outcome.after

@@ -8,12 +8,11 @@ carry sequence numbers, and files their digest.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +78,9 @@ class GatewayClient:
     @classmethod
     def in_process(cls, folder: Path, *, account: str = "local") -> GatewayClient:
         """A client of the gateway in `folder` that needs no server: the app runs in this process."""
-        return cls("http://embedded", account=account, transport=_InProcess(folder))
+        from trainer.gateway.in_process import InProcess  # noqa: PLC0415  (the server's libraries, where needed)
+
+        return cls("http://embedded", account=account, transport=InProcess(folder))
 
     def close(self) -> None:
         """Close connections, and the gateway if it is in this process."""
@@ -486,50 +487,6 @@ def _chunks(path: Path, start: int) -> Iterator[bytes]:
         stream.seek(start)
         while chunk := stream.read(_CHUNK):
             yield chunk
-
-
-class _AsyncBody(httpx.AsyncByteStream):
-    """A request's body, read as the in-process app asks for it."""
-
-    def __init__(self, body: Iterable[bytes]) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self._body:
-            yield chunk
-
-
-class _InProcess(httpx.BaseTransport):
-    """The app of a state folder as a transport: one event loop in a thread of its own runs the requests."""
-
-    def __init__(self, folder: Path) -> None:
-        # Imported when a gateway runs inside this process, which most commands do without.
-        from trainer.gateway.server import create_app  # noqa: PLC0415
-
-        self._app = create_app(folder)
-        self._asgi = httpx.ASGITransport(app=self._app, raise_app_exceptions=False)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="embedded gateway", daemon=True)
-        self._thread.start()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return asyncio.run_coroutine_threadsafe(self._handle(request), self._loop).result()
-
-    async def _handle(self, request: httpx.Request) -> httpx.Response:
-        if isinstance(request.stream, httpx.SyncByteStream):
-            request.stream = _AsyncBody(request.stream)
-        answer = await self._asgi.handle_async_request(request)
-        content = b"".join([part async for part in answer.aiter_raw()])
-        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
-
-    def close(self) -> None:
-        if not self._thread.is_alive():
-            return
-        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._app.state.gateway.close()
 
 
 def _remote(settings: GatewaySettings) -> GatewayClient:
