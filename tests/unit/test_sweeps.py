@@ -103,7 +103,7 @@ def test_a_budget_of_runs_is_shared_and_resuming_with_more_goes_on(tmp_path):
 
 
 def test_a_budget_of_tokens_pauses_the_member_that_runs(tmp_path):
-    folder = make(tmp_path / "s", "0.1,0.2,0.3", max_tokens=RUN_TOKENS + 300)
+    folder = make(tmp_path / "s", "0.1,0.125,0.3", max_tokens=RUN_TOKENS + 300)
     assert work(folder) == sweeps.EXIT_PAUSED
     assert states(folder) == ["done", "paused", "not started (budget)"]
     used = sum(member.result.tokens for member in Sweep.load(folder).members)
@@ -117,7 +117,7 @@ def test_a_budget_of_tokens_pauses_the_member_that_runs(tmp_path):
 
 
 def test_minutes_count_earlier_attempts(tmp_path):
-    folder = make(tmp_path / "s", "0.1,0.2", max_minutes=1.0)
+    folder = make(tmp_path / "s", "0.125,0.2", max_minutes=1.0)
     one = Sweep.load(folder)
     one.seconds = 59.7
     one.save(folder)
