@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer import history
+from trainer.attempt import Worker
 from trainer.compose import compose
 from trainer.disk import LocalDisk
 from trainer.engine.base import Engine
 from trainer.jobs import JobState
 from trainer.runs import Inputs, RowSource, RunSpec, shipped
-from trainer.worker import Worker
 
 _COMMON = (
     "gateway=off", "model=tiny", "engine.device=cpu", "engine.threads=1", "data=quickstart", "data.max_rows=96",

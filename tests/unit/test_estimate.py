@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from trainer import history, machine
+from trainer.attempt import EXIT_REFUSED, Worker
 from trainer.compose import compose
 from trainer.confession import read_confession
 from trainer.errors import UsageError
@@ -39,7 +40,6 @@ from trainer.runs import EngineSettings, Inputs, RowSource, RunSpec, shipped
 from trainer.shapes import Architecture, Shapes, file_size, lora_tensors, read_shapes
 from trainer.throughput import Measured, Workshop, keep_measured, read_measured, speed
 from trainer.times import times_of
-from trainer.worker import EXIT_REFUSED, Worker
 
 TINY = shipped("models/tiny")
 MIB = 1 << 20

@@ -14,10 +14,10 @@ from scripts import prove_resume
 from scripts.prove_resume import differences, make_run, start
 from tests.crashing_disk import FullDisk, QuickDisk
 from trainer import checkpoints, history
+from trainer.attempt import EXIT_DONE, EXIT_PAUSED, EXIT_REFUSED, Worker
 from trainer.jobs import JobState
 from trainer.launch import here
 from trainer.runs import RunSpec
-from trainer.worker import EXIT_DONE, EXIT_PAUSED, EXIT_REFUSED, Worker
 
 GRACE = 30.0
 LORA = prove_resume.JOBS["lora by tokens"]
@@ -212,3 +212,21 @@ def _carved(spec: RunSpec, source: Path) -> set[bytes]:
     found = read_material(RunSpec.model_validate(document))
     assert len(found.material.train) == 54
     return {datum.tokens.tobytes() for datum in found.material.held_out}
+
+
+def hears_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a process hears")
+def test_sigterm_while_the_libraries_load_is_a_pause(tmp_path, held_out):
+    folder = make_run(tmp_path / "run", LORA, held_out)
+    process = start(folder)
+    while process.poll() is None and not hears_sigterm(process.pid):
+        time.sleep(0.01)  # python comes up; the tensor libraries take seconds to load
+    process.terminate()
+    assert process.wait(GRACE) == EXIT_PAUSED
+    assert last_state(folder)["state"] == JobState.PAUSED
+    assert not list(folder.glob("checkpoints/step-*"))

@@ -18,5 +18,10 @@ class Stop:
             signal.signal(number, self._hear)
         return self
 
+    def ignore(self) -> None:
+        """Hear nothing more: what was to be done is done, and a signal must not end the process in another way."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
