@@ -19,6 +19,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from trainer.beside import beside
 from trainer.errors import UsageError
 from trainer.gateway import events, jobstate
 from trainer.gateway.errors import GatewayError
@@ -28,6 +29,7 @@ from trainer.gateway.resources import supervised_fine_tuning_jobs as sft
 from trainer.gateway.store import Resource
 from trainer.jobs import JobState, Purpose, SupervisedFineTuningJob
 from trainer.report import Event
+from trainer.report_page import write_report
 from trainer.runs import Inputs, RowSource, RunSpec
 
 MAX_ATTEMPTS = 3
@@ -240,6 +242,8 @@ class Scheduler:
             return jobstate.moved(job, JobState.FAILED, message, code="INTERNAL")
 
         self._update(job.name, settled)
+        if (running.folder / "run.json").exists():
+            beside("report.html", lambda: write_report(running.folder))  # it may have died without a word
 
     def _lost(self, job: Resource) -> None:
         """A job whose worker went while no scheduler watched."""
