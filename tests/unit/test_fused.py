@@ -105,3 +105,28 @@ def test_chunks_cover_all_tokens_once(tokens: int, width: int) -> None:
     chunks = list(fused._chunks(tokens, width))
     assert [i for chunk in chunks for i in range(chunk.start, chunk.stop)] == list(range(tokens))
     assert all(chunk.stop - chunk.start <= max(256, 2**17 // width) for chunk in chunks)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSpec(4, 8.0)])
+def test_checkpointing_drops_what_fused_layers_keep_and_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: LoraSpec | None
+) -> None:
+    folder, forwards = make_model(tmp_path / "qwen3"), list[int]()
+    original = fused._Layer._fused
+
+    def counted(self: Any, *args: Any, **more: Any) -> Tensor:
+        forwards.append(1)
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(fused._Layer, "_fused", counted)
+    found = {}
+    for on in (False, True):
+        engine = LocalEngine(folder, EngineSettings(device="cpu", gradient_checkpointing=on))
+        forwards.clear()
+        found[on] = (gradients(engine, lora), len(forwards))
+    (loss, expected), once = found[False]
+    (same, computed), twice = found[True]
+    assert twice == 2 * once  # every layer is computed again on the way back
+    assert same == loss
+    for name, grad in expected.items():
+        torch.testing.assert_close(computed[name], grad, rtol=0, atol=0, msg=name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,7 +81,11 @@ class _Layer:
         weights = self._weights() if trainer_rows is not None and plain else None
         if weights is not None and self.layer.self_attn.config._attn_implementation == ATTENTION:
             cos_1TD, sin_1TD = kwargs["position_embeddings"]
-            return self._fused(hidden_states[0], (cos_1TD[0], sin_1TD[0]), weights, rows=trainer_rows, keep=keep)[None]
+            rotation = (cos_1TD[0], sin_1TD[0])
+            run = partial(self._fused, hidden_states[0], rotation, weights, rows=trainer_rows, keep=keep)
+            if self.layer.gradient_checkpointing and self.layer.training:  # as the layer's own forward does
+                return self.layer._gradient_checkpointing_func(run)[None]
+            return run()[None]
         hidden_states = self.original(hidden_states, *args, trainer_rows=trainer_rows, **kwargs)
         return hidden_states if keep is None else hidden_states.index_select(1, keep)
 
