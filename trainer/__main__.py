@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "resume": Command("trainer.commands.resume", "go on with a paused, failed or interrupted run"),
     "runs": Command("trainer.commands.runs", "list the runs"),
     "data": Command("trainer.commands.data", "look at rows as the model will see them: data inspect FILE"),
+    "explain": Command("trainer.commands.explain", "say what a job or a method trains, and how others' differ"),
     "show": Command("trainer.commands.show", "show one run: job, ledger, metrics, checkpoints, answers"),
     "promote": Command("trainer.commands.promote", "make a run's or a checkpoint's weights a model of the gateway"),
     "chat": Command("trainer.commands.chat", "talk to a model, or answer one prompt"),
