@@ -1,0 +1,1 @@
+"""Evaluators that somebody else wrote: snippets, reward functions, uploaded projects, legacy assertions."""
