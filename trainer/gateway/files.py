@@ -3,7 +3,8 @@
 Files of a resource lie in `files/<resource name>/`. A signed URL carries size and expiry and an HMAC over method,
 path, size and expiry, keyed by a file that only the owner can read: whoever holds the URL may do that one thing,
 without a key. Finished files are never changed in place, so they may be hard-linked. A file whose sender says its
-digest beforehand can come in pieces: what has come is kept for a day, under a name made of that digest.
+digest beforehand, or that has a session, can come in pieces: what has come is kept for a day, under a name made of it.
+With TRAINER_GATEWAY_FILES=s3://... or az://... files are in a bucket, and the folder has copies (`bucket_files.py`).
 """
 
 from __future__ import annotations
@@ -11,35 +12,43 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from trainer.gateway.errors import GatewayError, invalid, not_found
 
+if TYPE_CHECKING:
+    from trainer.gateway.bucket_files import BucketFiles
+
+FILES_VARIABLE = "TRAINER_GATEWAY_FILES"
 URL_SECONDS = 3600
 _KEPT_SECONDS = 86_400  # for what has come of files that nobody has finished
 _CHUNK = 1 << 20
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]{0,127}")
 _PARTS = 4  # depth of a file's name below its resource
 _RESOURCE_PARTS = 8
+_MARK = "files.json"
 
 
 class Incoming:
     """Writes a file's bytes, counting and digesting them."""
 
     def __init__(
-        self, stream: IO[bytes], filename: str, expected: int | None, *, partial: Path, target: Path, digest: str = ""
-    ) -> None:
+        self, stream: IO[bytes], filename: str, expected: int | None, *, partial: Path, keep: _Keep,
+        digest: str = "", pieces: bool = False,
+    ) -> None:  # fmt: skip
         self._stream, self._filename, self._expected = stream, filename, expected
-        self._partial, self._target, self._wanted = partial, target, digest
+        self._partial, self._keep, self._wanted, self._pieces = partial, keep, digest, pieces
         self._digest = hashlib.sha256()
         while chunk := stream.read(_CHUNK):  # what came earlier
             self._digest.update(chunk)
@@ -52,7 +61,7 @@ class Incoming:
 
     def write(self, chunk: bytes) -> None:
         """Add `chunk`. Raises INVALID_ARGUMENT when that is more than was declared, ABORTED for a second writer."""
-        if self._wanted and os.fstat(self._stream.fileno()).st_size != self.size:
+        if self._pieces and os.fstat(self._stream.fileno()).st_size != self.size:
             raise GatewayError("ABORTED", f"{self._filename}: another request is sending it too")
         self.size += len(chunk)
         if self._expected is not None and self.size > self._expected:
@@ -62,7 +71,7 @@ class Incoming:
         self._stream.flush()
 
     def finish(self) -> None:
-        """Check size and digest and force the bytes to disk. Raises DATA_LOSS for bytes that are not the sender's."""
+        """Check size and digest and make the bytes durable. Raises DATA_LOSS for bytes that are not the sender's."""
         if self._expected is not None and self.size != self._expected:
             raise self._wrong_size(f"{self.size} came")
         if self._wanted not in ("", content_digest(self.sha256)):
@@ -72,10 +81,11 @@ class Incoming:
                 "send it again from its beginning",
             )  # fmt: skip
         os.fsync(self._stream.fileno())
+        self._keep.durable(self._partial, self.sha256)
 
     def place(self) -> None:
         """Put the finished file where it belongs, in place of one of that name."""
-        _place(self._partial, self._target)
+        self._keep.place(self._partial, self.sha256)
 
     def _wrong_size(self, what: str) -> GatewayError:
         return invalid(
@@ -84,54 +94,132 @@ class Incoming:
         )
 
 
-class FileStore:
-    """The files of one state folder."""
+@dataclass(frozen=True)
+class _Keep:
+    """How a finished file takes its place: first its bytes are safe, then they are the file."""
 
-    def __init__(self, folder: Path) -> None:
+    durable: Callable[[Path, str], None]
+    place: Callable[[Path, str], None]
+
+
+class FileStore:
+    """The files of one state folder.
+
+    url: a bucket that has them (s3://bucket/prefix, az://container@account/prefix); None = TRAINER_GATEWAY_FILES, else
+    what the folder's mark says, else the folder. clock: seconds since 1970, for the expiry of URLs. as_marked: where
+    they are, whatever the environment says.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        as_marked: bool = False,
+    ) -> None:
         self.root = folder / "files"
         self._partial = folder / "partial"
+        self._clock = clock or (lambda: time.time())  # noqa: PLW0108  (looked up at each use)
         self.root.mkdir(parents=True, exist_ok=True)
         self._partial.mkdir(parents=True, exist_ok=True)
+        given = None if as_marked else os.environ.get(FILES_VARIABLE)
+        self._bucket = self._opened(folder, url or given or None)
         self._sweep()
         self._key = _signing_key(folder)
 
+    @property
+    def in_bucket(self) -> bool:
+        """True where the folder has copies only."""
+        return self._bucket is not None
+
     def folder(self, resource: str) -> Path:
-        """The folder of the resource's files (perhaps absent)."""
-        return self.root / safe_name(resource, levels=_RESOURCE_PARTS)
+        """The folder of the resource's files (perhaps absent), all of them here."""
+        place = self._place_of(resource)
+        if self._bucket is not None:
+            for name in self._bucket.names(resource):
+                self._bucket.fetch(place / name, resource, name)
+        return place
 
     def path(self, resource: str, filename: str) -> Path:
         """Where the file `filename` of `resource` lies (perhaps absent). Raises INVALID_ARGUMENT for a bad name."""
-        return self.folder(resource) / safe_name(filename)
+        place = self._place_of(resource, filename)
+        if self._bucket is not None:
+            self._bucket.fetch(place, resource, filename)
+        return place
+
+    def _place_of(self, resource: str, filename: str | None = None) -> Path:
+        folder = self.root / safe_name(resource, levels=_RESOURCE_PARTS)
+        return folder if filename is None else folder / safe_name(filename)
+
+    def _opened(self, folder: Path, url: str | None) -> BucketFiles | None:
+        path = folder / _MARK
+        marked = str(json.loads(path.read_bytes())["url"]) if path.exists() else None
+        if url is None and marked is None:
+            return None
+        if marked is None and any(self.root.iterdir()):
+            raise GatewayError(
+                "FAILED_PRECONDITION", f"{self.root} has this gateway's files, but {url} is asked for; move them first "
+                f"(python -m trainer gateway move --files-to {url}), or leave {FILES_VARIABLE} out",
+            )  # fmt: skip
+        if url is not None and marked is not None and url != marked:
+            raise GatewayError(
+                "FAILED_PRECONDITION",
+                f"the files of {folder} are in {marked}, not in {url}; set {FILES_VARIABLE} to that",
+            )
+        # The clouds' clients are slow to import, and few gateways have a bucket.
+        from trainer.gateway.bucket_files import BucketFiles  # noqa: PLC0415
+        from trainer.gateway.buckets import own  # noqa: PLC0415
+
+        opened = BucketFiles(own(marked or str(url)), notes=folder / "cached", partial=self._partial)
+        if marked is None:
+            mark(folder, str(url))
+        return opened
+
+    def _keep(self, resource: str, filename: str) -> _Keep:
+        target = self._place_of(resource, filename)
+
+        def durable(partial: Path, digest: str) -> None:
+            if self._bucket is not None:
+                self._bucket.put(partial, resource, filename, digest)
+
+        def place(partial: Path, digest: str) -> None:
+            _place(partial, target)
+            if self._bucket is not None:
+                self._bucket.name(target, resource, filename, digest)
+
+        return _Keep(durable, place)
 
     def names(self, resource: str) -> list[str]:
         """The resource's files, sorted."""
-        folder = self.folder(resource)
-        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        folder = self._place_of(resource)
+        here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return sorted(here | set(self._bucket.names(resource) if self._bucket is not None else ()))
 
     @contextmanager
     def incoming(
-        self, resource: str, filename: str, *, size: int | None, digest: str = "", start: int = 0
+        self, resource: str, filename: str, *, size: int | None, digest: str = "", start: int = 0, session: str = ""
     ) -> Iterator[Incoming]:
         """A file being received; it takes its place when the block calls `place()`, and else has never been.
 
         size: exactly so many bytes are taken, where that is given. digest: what it will have when it is whole; then
-        what came before `start` is gone on from, and what has come when the block ends early is kept.
-        Raises ABORTED where less than `start` bytes are kept.
+        what came before `start` is gone on from, and what has come when the block ends early is kept. session: the same
+        for a sender who does not know the digest. Raises ABORTED where less than `start` bytes are kept.
         """
-        target = self.path(resource, filename)
-        partial = self._partial_of(resource, filename, digest) if digest else self._partial / secrets.token_hex(16)
+        keep, pieces = self._keep(resource, filename), digest or session
+        partial = self._partial_of(resource, filename, pieces) if pieces else self._partial / secrets.token_hex(16)
         try:
             with partial.open("r+b" if partial.exists() else "w+b") as stream:
                 if os.fstat(stream.fileno()).st_size < start:
                     raise GatewayError("ABORTED", f"{filename}: less than {start} bytes have come so far; ask how many")
                 stream.truncate(start)
-                yield Incoming(stream, filename, size, partial=partial, target=target, digest=digest)
+                yield Incoming(stream, filename, size, partial=partial, keep=keep, digest=digest, pieces=bool(pieces))
         finally:
-            if not digest:
+            if not pieces:
                 partial.unlink(missing_ok=True)
 
     def held(self, resource: str, filename: str, digest: str) -> int:
-        """How many bytes have come of the unfinished file that will have `digest`."""
+        """How many bytes have come of the unfinished file that will have `digest`, or of the session of that name."""
         partial = self._partial_of(resource, filename, digest)
         return partial.stat().st_size if partial.exists() else 0
 
@@ -141,7 +229,7 @@ class FileStore:
 
     def _sweep(self) -> None:
         """Remove what unfinished uploads, and processes that were killed, have left."""
-        oldest = time.time() - _KEPT_SECONDS
+        oldest = time.time() - _KEPT_SECONDS  # the file system's clock, whatever `clock` is
         for path in self._partial.iterdir():
             try:
                 if path.stat().st_mtime < oldest:
@@ -151,7 +239,7 @@ class FileStore:
 
     def adopt(self, resource: str, filename: str, source: Path, *, link: bool = True) -> str:
         """Take a copy (a hard link where `link` and the file system allow) of `source`; returns its sha256."""
-        source, target = source.resolve(strict=True), self.path(resource, filename)
+        source, keep = source.resolve(strict=True), self._keep(resource, filename)
         partial = self._partial / secrets.token_hex(16)
         try:
             if not (link and _linked(source, partial)):
@@ -159,50 +247,83 @@ class FileStore:
                 with partial.open("rb") as stream:
                     os.fsync(stream.fileno())
             digest = sha256(partial)
-            _place(partial, target)
+            keep.durable(partial, digest)
+            keep.place(partial, digest)
         finally:
             partial.unlink(missing_ok=True)
         return digest
 
     def remove(self, resource: str) -> None:
         """Delete the resource's files."""
-        shutil.rmtree(self.folder(resource), ignore_errors=True)
+        if self._bucket is not None:
+            self._bucket.remove(safe_name(resource, levels=_RESOURCE_PARTS))
+        shutil.rmtree(self._place_of(resource), ignore_errors=True)
 
-    def url(self, method: str, resource: str, filename: str, *, base_url: str, size: int | None = None) -> str:
-        """A URL that lets its holder `method` (GET or PUT) this file until it expires."""
+    def discard(self, resource: str, filename: str) -> None:
+        """Delete one file of the resource, if it is there."""
+        place = self._place_of(resource, filename)
+        if self._bucket is not None:
+            self._bucket.remove(resource, filename)
+        place.unlink(missing_ok=True)
+
+    def url(
+        self, method: str, resource: str, filename: str, *, base_url: str, size: int | None = None, session: str = "",
+    ) -> str:  # fmt: skip
+        """A URL that lets its holder `method` this file until it expires: GET, PUT, or POST, which begins a session.
+
+        session: the one that a PUT goes on with; such a URL lasts as long as what has come is kept.
+        """
         path = f"/files/{safe_name(resource, levels=_RESOURCE_PARTS)}/{safe_name(filename)}"
-        expires = int(time.time()) + URL_SECONDS
-        sized = "" if size is None else str(size)
-        query = {"expires": expires, "size": sized, "signature": self._sign(method, path, sized, str(expires))}
+        expires = str(int(self._clock()) + (_KEPT_SECONDS if session else URL_SECONDS))
+        query = {"expires": expires, "size": "" if size is None else str(size)}
+        query |= {"session": session} if session else {}
+        query["signature"] = self._sign(method, path, query)
         return f"{base_url.rstrip('/')}{quote(path)}?{urlencode(query)}"
 
     def verify(self, method: str, path: str, query: Mapping[str, str]) -> int | None:
         """The size that a signed URL declares. Raises PERMISSION_DENIED when it is altered or expired."""
-        size, expires = query.get("size", ""), query.get("expires", "")
-        signature = self._sign(method, path, size, expires)
-        if not hmac.compare_digest(signature.encode(), query.get("signature", "").encode("utf-8", "replace")):
+        given = query.get("signature", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(self._sign(method, path, query).encode(), given):
             raise GatewayError(
                 "PERMISSION_DENIED", "the URL's signature does not match it; ask the gateway for a new one",
                 reason="SIGNATURE_INVALID",
             )  # fmt: skip
-        if int(expires) < time.time():
+        if int(query["expires"]) < self._clock():
+            lasted = _KEPT_SECONDS if query.get("session") else URL_SECONDS
             raise GatewayError(
-                "PERMISSION_DENIED", f"the URL expired (they last {URL_SECONDS} s); ask the gateway for a new one",
+                "PERMISSION_DENIED", f"the URL expired (they last {lasted} s); ask the gateway for a new one",
                 reason="SIGNATURE_EXPIRED",
             )  # fmt: skip
-        return int(size) if size else None
+        return int(query["size"]) if query["size"] else None
+
+    def named(self, path: str) -> tuple[str, str]:
+        """Resource and file name of the URL path `accounts/<a>/<collection>/<id>/<file name>`. Raises NOT_FOUND."""
+        parts = path.split("/")
+        if len(parts) < 5:
+            raise not_found(f"files/{path}")
+        return "/".join(parts[:4]), "/".join(parts[4:])
 
     def located(self, path: str) -> tuple[str, str, Path]:
         """Resource, file name and place of the URL path `accounts/<a>/<collection>/<id>/<file name>`."""
-        parts = path.split("/")
-        resource, filename = "/".join(parts[:4]), "/".join(parts[4:])
-        if len(parts) < 5:
-            raise not_found(f"files/{path}")
+        resource, filename = self.named(path)
         return resource, filename, self.path(resource, filename)
 
-    def _sign(self, method: str, path: str, size: str, expires: str) -> str:
-        text = "\n".join((method, path, size, expires))
-        return hmac.new(self._key, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    def _sign(self, method: str, path: str, query: Mapping[str, str]) -> str:
+        session = query.get("session", "")
+        parts = (method, path, query.get("size", ""), query.get("expires", ""), *((session,) if session else ()))
+        return hmac.new(self._key, "\n".join(parts).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def mark(folder: Path, url: str) -> None:
+    """Note that the folder's files are in the bucket at `url`, so that nobody takes the copies for them."""
+    temporary = folder / f"{_MARK}.{secrets.token_hex(8)}"
+    temporary.write_text(json.dumps({"url": url}) + "\n", encoding="utf-8")
+    temporary.replace(folder / _MARK)
+
+
+def unmark(folder: Path) -> None:
+    """The folder has its files from now on."""
+    (folder / _MARK).unlink(missing_ok=True)
 
 
 def safe_name(name: str, *, levels: int = _PARTS) -> str:

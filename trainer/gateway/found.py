@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-SERVER_FILE = "server.json"
+SERVER_FILE = "server.json"  # readable by its owner only: it holds the owner's key of this start, where keys are asked
 
 
 def running_server(folder: Path) -> str | None:
@@ -13,4 +13,12 @@ def running_server(folder: Path) -> str | None:
     try:
         return str(json.loads((folder / SERVER_FILE).read_bytes())["url"])
     except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def owner_key(folder: Path) -> str | None:
+    """The key that the server of `folder` takes from the folder's owner; None where it asks for none."""
+    try:
+        return json.loads((folder / SERVER_FILE).read_bytes()).get("key")
+    except (FileNotFoundError, ValueError):
         return None

@@ -1,13 +1,13 @@
-"""The gateway's records: one SQLite table of resources, safe for several processes on one state folder.
+"""The gateway's records: one table of resources, safe for several processes on one state folder or one database.
 
 A record's `body` is what the API shows; `private` is never returned (secrets, file sums, run bookkeeping). Every change
-is a transaction that takes SQLite's write lock first (BEGIN IMMEDIATE), so read-modify-write inside one cannot lose an
-update; across transactions the revision guards. A committed change survives a power cut (synchronous=FULL).
+is a transaction that takes the one write lock first, so read-modify-write inside one cannot lose an update; across
+transactions the revision guards. A committed change survives a power cut. `database.py` has what SQLite and PostgreSQL
+differ in, `schema.py` the tables.
 """
 
 from __future__ import annotations
 
-import fcntl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,27 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 
+from trainer.gateway import tables as _tables  # noqa: F401  (a new database has them too)
+from trainer.gateway.database import Database
 from trainer.gateway.errors import GatewayError, not_found
+from trainer.gateway.schema import counts, resources
 
-_BUSY_MS = 20_000  # how long a writer waits for another process's transaction
-
-_metadata = sa.MetaData()
-resources = sa.Table(
-    "resources",
-    _metadata,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("collection", sa.String, nullable=False),
-    sa.Column("parent", sa.String, nullable=False),
-    sa.Column("id", sa.String, nullable=False),
-    sa.Column("body", sa.JSON, nullable=False),
-    sa.Column("private", sa.JSON, nullable=False),
-    sa.Column("create_time", sa.String, nullable=False),
-    sa.Column("update_time", sa.String, nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False),
-    sa.Index("resources_by_time", "collection", "parent", "create_time", "name"),
-)
+_COLUMNS = tuple(column for column in resources.c if column.name != "state")  # a Resource's fields
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 @dataclass(frozen=True)
@@ -65,10 +53,13 @@ class Resource:
 
 @dataclass(frozen=True)
 class Page:
-    """What a list wants: conditions on columns or JSON paths, an order, and where to go on."""
+    """What a list wants: conditions on columns or JSON paths, an order, and where to go on.
+
+    parent: a name, in which `-` stands for any id; None = whatever the parent.
+    """
 
     collection: str
-    parent: str
+    parent: str | None
     conditions: Sequence[sa.ColumnElement[bool]] = ()
     order: str = "create_time"
     descending: bool = False
@@ -77,44 +68,34 @@ class Page:
 
 
 class Store:
-    """The records of one state folder."""
+    """The records of one state folder; `url` as `Database` has it.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(
-            f"sqlite:///{folder / 'gateway.db'}", connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False}
-        )
-        event.listen(self._engine, "connect", _prepare)
+    database: where they are, for what keeps tables of its own there (declared on `schema.metadata`).
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.database = Database(folder, url=url)
         self._held = threading.local()
-        # Entering WAL mode does not wait for others as other locks do, so the first to come does it alone.
-        with (folder / "gateway.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _metadata.create_all(self._engine)
 
     def close(self) -> None:
         """Close every connection."""
-        self._engine.dispose()
+        self.database.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """A transaction that holds the write lock from its first statement; commits at the end, or rolls back.
 
-        Within one thread an inner `transaction()` is part of the outer one.
+        Within one thread an inner `transaction()` is part of the outer one. Raises UNAVAILABLE when others hold the
+        lock for too long, or the database is away.
         """
         outer: Transaction | None = getattr(self._held, "transaction", None)
         if outer is not None:
             yield outer
             return
-        with self._engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with self.database.writing() as connection:
             self._held.transaction = Transaction(connection)
             try:
                 yield self._held.transaction
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                if connection.connection.driver_connection.in_transaction:  # pyright: ignore[reportOptionalMemberAccess]
-                    connection.exec_driver_sql("ROLLBACK")
-                raise
             finally:
                 self._held.transaction = None
 
@@ -146,7 +127,7 @@ class Store:
         if outer is not None:
             yield outer
             return
-        with self._engine.connect() as connection:
+        with self.database.reading() as connection:
             yield Transaction(connection)
 
 
@@ -156,9 +137,13 @@ class Transaction:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
+    def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[Any]:
+        """Run a statement on any of the gateway's tables, within this transaction."""
+        return self._connection.execute(statement, parameters)  # pyright: ignore[reportReturnType]
+
     def find(self, name: str) -> Resource | None:
         """The record `name`, or None."""
-        row = self._connection.execute(sa.select(resources).where(resources.c.name == name)).mappings().first()
+        row = self._connection.execute(sa.select(*_COLUMNS).where(resources.c.name == name)).mappings().first()
         return None if row is None else Resource(**dict(row))
 
     def get(self, name: str) -> Resource:
@@ -172,12 +157,14 @@ class Transaction:
         """Add a record with its times set. Raises ALREADY_EXISTS."""
         time = now()
         new = replace(resource, create_time=resource.create_time or time, update_time=time, revision=1)
-        if self.find(new.name) is not None:
+        added = _INSERT[self._connection.dialect.name](resources).values(**vars(new))
+        guarded = added.on_conflict_do_nothing(index_elements=[resources.c.name])
+        done = self._connection.execute(guarded.execution_options(preserve_rowcount=True))
+        if done.rowcount != 1:
             raise GatewayError(
                 "ALREADY_EXISTS", f"{new.name} already exists; choose another id, or delete it first",
                 metadata={"name": new.name}, retry=False,
             )  # fmt: skip
-        self._connection.execute(resources.insert().values(**vars(new)))
         return new
 
     def save(self, resource: Resource) -> Resource:
@@ -197,28 +184,37 @@ class Transaction:
 
     def delete(self, name: str) -> None:
         """Remove the record `name` and those below it."""
-        below = resources.c.name.startswith(name + "/", autoescape=True)
+        below = sa.and_(resources.c.name > f"{name}/", resources.c.name < f"{name}0")  # "0" is what follows "/"
         self._connection.execute(resources.delete().where(sa.or_(resources.c.name == name, below)))
 
     def every(self, collection: str, *conditions: sa.ColumnElement[bool]) -> list[Resource]:
         """All records of `collection` that meet the conditions, oldest first."""
-        query = sa.select(resources).where(resources.c.collection == collection, *conditions)
+        query = sa.select(*_COLUMNS).where(resources.c.collection == collection, *conditions)
         rows = self._connection.execute(query.order_by(resources.c.create_time, resources.c.name)).mappings()
         return [Resource(**dict(row)) for row in rows]
 
     def page(self, page: Page) -> tuple[list[Resource], bool, int]:
         """One page of records, whether more follow, and how many meet the conditions in all."""
-        where = [resources.c.collection == page.collection, resources.c.parent == page.parent, *page.conditions]
-        total = self._connection.execute(sa.select(sa.func.count()).select_from(resources).where(*where)).scalar_one()
+        where = [resources.c.collection == page.collection, *_below(resources, page.parent), *page.conditions]
+        total = self._total(page, where)
         key = sa.tuple_(resources.c[page.order], resources.c.name)
         if page.after is not None:
             after = sa.tuple_(*map(sa.literal, page.after))
             where.append(key < after if page.descending else key > after)
         columns = (resources.c[page.order], resources.c.name)
         order = [column.desc() for column in columns] if page.descending else list(columns)
-        query = sa.select(resources).where(*where).order_by(*order).limit(page.size + 1)
+        query = sa.select(*_COLUMNS).where(*where).order_by(*order).limit(page.size + 1)
         found = [Resource(**dict(row)) for row in self._connection.execute(query).mappings()]
         return found[: page.size], len(found) > page.size, total
+
+    def _total(self, page: Page, where: Sequence[sa.ColumnElement[bool]]) -> int:
+        """How many there are: kept by the database for a whole collection, counted where there are conditions."""
+        if page.conditions:
+            query = sa.select(sa.func.count()).select_from(resources).where(*where)
+        else:
+            inside = (counts.c.collection == page.collection, *_below(counts, page.parent))
+            query = sa.select(sa.func.coalesce(sa.func.sum(counts.c.total), 0)).where(*inside)
+        return int(self._connection.execute(query).scalar_one())
 
 
 def now() -> str:
@@ -227,17 +223,28 @@ def now() -> str:
 
 
 def body_value(path: Sequence[str]) -> Any:
-    """The JSON value at `path` in a record's body, for conditions (`.as_string()`, `.as_integer()`, ...)."""
+    """The JSON value at `path` in a record's body, for conditions (`.as_string()`, `.as_integer()`, ...).
+
+    `state` has a column with an index: `resources.c.state`.
+    """
     return resources.c.body[tuple(path)] if len(path) > 1 else resources.c.body[path[0]]
+
+
+def _below(table: sa.Table, parent: str | None) -> list[sa.ColumnElement[bool]]:
+    """The condition that a row is of `parent`, in which `-` stands for any id."""
+    if parent is None:
+        return []
+    parts = parent.split("/")
+    if "-" not in parts:
+        return [table.c.parent == parent]
+    pattern = "/".join("%" if part == "-" else _literal(part) for part in parts)
+    deeper = "%" + "/%" * len(parts)  # % takes slashes too; a parent has as many parts as its pattern
+    return [table.c.parent.like(pattern, escape="\\"), table.c.parent.not_like(deeper)]
+
+
+def _literal(part: str) -> str:
+    return part.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in {**old, **(new or {})}.items() if value is not None}
-
-
-def _prepare(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where this module says so
-    cursor = connection.cursor()
-    for pragma in (f"busy_timeout={_BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

@@ -20,7 +20,10 @@ UPLOADING, READY = "UPLOADING", "READY"
 
 
 def declare(call: Call, resource: Resource) -> dict[str, str]:
-    """Note the sizes that the body's filenameToSize declares; returns a signed PUT URL for each file."""
+    """Note the sizes that the body's filenameToSize declares; returns a signed URL for each file.
+
+    It is for a PUT, or with enableResumableUpload for the POST that begins a session of PUTs (see `file_routes.py`).
+    """
     sizes = {safe_name(name): int(size) for name, size in call.body["filenameToSize"].items()}
     if not sizes:
         raise invalid("filenameToSize: name at least one file", field="filenameToSize")
@@ -35,20 +38,23 @@ def declare(call: Call, resource: Resource) -> dict[str, str]:
         files = {name: entry for name, entry in came.items() if name not in sizes}
         had = {**found.private.get("had", {}), **{name: entry for name, entry in came.items() if name in sizes}}
         transaction.save(found.changed(private={"declared": declared, "files": files, "had": had}))
-    files_store = call.gateway.files
+    files_store, method = call.gateway.files, "POST" if call.body.get("enableResumableUpload") else "PUT"
     return {
-        name: files_store.url("PUT", resource.name, name, base_url=call.base_url, size=size)
+        name: files_store.url(method, resource.name, name, base_url=call.base_url, size=size)
         for name, size in sizes.items()
     }
 
 
-def place(gateway: Gateway, name: str, filename: str, *, incoming: Incoming, declare_too: bool = False) -> Resource:
+def place(
+    gateway: Gateway, name: str, filename: str, *, incoming: Incoming, declare_too: bool = False, session: str = ""
+) -> Resource:
     """Put what has come in its place as `filename` of resource `name`, and note it: both, while it is UPLOADING."""
     incoming.finish()
     with gateway.store.transaction() as transaction:
         found = transaction.get(name)
         must_be_uploading(found)
-        files = {**found.private.get("files", {}), filename: {"size": incoming.size, "sha256": incoming.sha256}}
+        entry = {"size": incoming.size, "sha256": incoming.sha256, **({"session": session} if session else {})}
+        files = {**found.private.get("files", {}), filename: entry}
         declared = {**found.private.get("declared", {}), **({filename: incoming.size} if declare_too else {})}
         incoming.place()
         return transaction.save(found.changed(private={"files": files, "declared": declared}))
@@ -56,11 +62,11 @@ def place(gateway: Gateway, name: str, filename: str, *, incoming: Incoming, dec
 
 def has(gateway: Gateway, name: str, filename: str, *, size: int | None, digest: str) -> bool:
     """True when the file has come whole, with that digest: it counts as sent then, whoever has sent it, and when."""
+    place = gateway.files.path(name, filename)  # outside the transaction: it may have to be fetched
     with gateway.store.transaction() as transaction:
         found = transaction.get(name)
         files = found.private.get("files", {})
         entry = files.get(filename) or found.private.get("had", {}).get(filename)
-        place = gateway.files.path(name, filename)
         if not entry or content_digest(entry["sha256"]) != digest or size not in (None, entry["size"]):
             return False
         if not place.is_file() or place.stat().st_size != entry["size"]:
@@ -69,6 +75,12 @@ def has(gateway: Gateway, name: str, filename: str, *, size: int | None, digest:
             must_be_uploading(found)
             transaction.save(found.changed(private={"files": {**files, filename: entry}}))
         return True
+
+
+def ended(gateway: Gateway, name: str, filename: str, session: str) -> bool:
+    """True when the session has brought the file whole."""
+    entry = gateway.store.get(name).private.get("files", {}).get(filename, {})
+    return bool(session) and entry.get("session") == session
 
 
 def complete(gateway: Gateway, resource: Resource) -> dict[str, Path]:

@@ -1,0 +1,93 @@
+"""Real object stores for tests: moto's S3 server, and azurite where it is installed, each a process on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # azurite's own
+
+
+def has_moto() -> bool:
+    """True where the S3 server and its client are installed."""
+    return all(importlib.util.find_spec(name) for name in ("moto", "s3fs"))
+
+
+def azurite() -> str | None:
+    """The program `azurite-blob`: AZURITE_BLOB, or on the path."""
+    found = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
+    return found if importlib.util.find_spec("adlfs") else None
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """An S3 server; gives the environment that reaches it."""
+    port = _free_port()
+    with _process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+        yield {
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        }  # fmt: skip
+
+
+@contextmanager
+def azure_server(program: str) -> Iterator[dict[str, str]]:
+    """An Azure Blob server; gives the environment that reaches it."""
+    port = _free_port()
+    words = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+    with _process([program, *words, "--blobPort", str(port)], port):
+        yield {
+            "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;"
+            f"AccountKey={_KEY};BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+        }
+
+
+def new_bucket() -> str:
+    """Make an S3 bucket with the environment's credentials; returns its URL."""
+    from s3fs import S3FileSystem
+
+    name = f"b{secrets.token_hex(6)}"
+    S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket=name)
+    return f"s3://{name}/some/prefix"
+
+
+def new_container() -> str:
+    """Make an Azure container with the environment's credentials; returns its URL."""
+    from adlfs import AzureBlobFileSystem
+
+    name = f"c{secrets.token_hex(6)}"
+    AzureBlobFileSystem(skip_instance_cache=True).mkdir(name)
+    return f"az://{name}/some/prefix"
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def _process(command: list[str], port: int) -> Iterator[None]:
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as process:
+        try:
+            end = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                except OSError:
+                    if time.monotonic() > end or process.poll() is not None:
+                        raise
+                    time.sleep(0.05)
+            yield
+        finally:
+            process.kill()
