@@ -24,7 +24,7 @@ from trainer import __version__
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.scheduler import Scheduler
-from trainer.jobs import SupervisedFineTuningJob
+from trainer.jobs import Job
 from trainer.launch import here
 from trainer.runs import (
     DataSettings,
@@ -68,7 +68,7 @@ def write_base_model(folder: Path) -> Path:
     return folder
 
 
-def make_spec(kind: str, job: SupervisedFineTuningJob, run_id: str, inputs: Inputs) -> RunSpec:
+def make_spec(kind: str, job: Job, run_id: str, inputs: Inputs) -> RunSpec:
     """Defaults for all that the job leaves open."""
     assert kind == "sft"
     return RunSpec(
@@ -82,12 +82,12 @@ def make_spec(kind: str, job: SupervisedFineTuningJob, run_id: str, inputs: Inpu
 STARTED: list[subprocess.Popen[bytes]] = []
 
 
-def _start(run_folder: Path, *, env: dict[str, str] | None, log: Path | None) -> subprocess.Popen[bytes]:
-    STARTED.append(here.start(run_folder, env=env, log=log, command=FAKE_WORKER))
+def _start(run_folder: Path, **settings: Any) -> subprocess.Popen[bytes]:
+    STARTED.append(here.start(run_folder, command=FAKE_WORKER, **settings))
     return STARTED[-1]
 
 
-LAUNCHER = SimpleNamespace(start=_start, find=here.find)
+LAUNCHER = SimpleNamespace(start=_start, find=here.find, fence=here.fence)
 
 
 def end_workers() -> None:
@@ -122,11 +122,11 @@ def opened(folder: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
 
 
 @contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real server process on `folder`; its URL."""
+def served(folder: Path, *arguments: str, keys: bool = False) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real server process on `folder`; its URL. keys: whether it asks for keys."""
     code = (
         "import sys; from pathlib import Path; from trainer.gateway.server import serve\n"
-        "serve(Path(sys.argv[1]), on_ready=lambda url: print(url, flush=True))"
+        f"serve(Path(sys.argv[1]), on_ready=lambda url: print(url, flush=True), keys={keys})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", "-c", code, str(folder), *arguments]

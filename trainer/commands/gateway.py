@@ -1,47 +1,95 @@
-"""Serve the embedded gateway on this machine, with a scheduler that runs the jobs posted to it."""
+"""Serve the embedded gateway on this machine, with a scheduler that runs the jobs posted to it.
+
+python -m trainer gateway --port 8787             serve; on loopback single-user, and no key is asked for
+python -m trainer gateway keys create --account team-a --role admin
+python -m trainer gateway keys list | keys revoke KEY_ID
+python -m trainer gateway --host 0.0.0.0          with keys, beyond this machine
+python -m trainer gateway coverage [--markdown]   what becomes of each operation of the contract
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from datetime import UTC, datetime
 
+from trainer.commands import gateway_coverage, gateway_keys, gateway_store
 from trainer.compose import for_job
 from trainer.errors import UsageError
+from trainer.gateway import logs
+from trainer.gateway.access import is_loopback
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.scheduler import Scheduler
 from trainer.gateway.server import serve
-from trainer.jobs import SupervisedFineTuningJob
+from trainer.jobs import Job
 from trainer.launch import here
 from trainer.runs import Inputs, RunSpec, gateway_folder
 
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "keys": gateway_keys.run,
+    "coverage": gateway_coverage.run,
+    "move": gateway_store.move,
+    "backup": gateway_store.make_backup,
+    "restore": gateway_store.bring_back,
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to listen."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind; loopback only (default: %(default)s)")
+    """Where to listen, and the actions besides."""
+    parser.add_argument("words", nargs="*", metavar="ACTION", help=f"{' or '.join(ACTIONS)}; none: serve")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8787, help="port; 0 = any free one (default: %(default)s)")
+    parser.add_argument(
+        "--ask-keys", action="store_true", help="ask for keys on loopback too; elsewhere they always are"
+    )
+    parser.add_argument("--base-url", help="what signed URLs begin with, behind a proxy (default: as it was asked)")
+    parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of the log (default: %(default)s)")
+    parser.add_argument("--log-requests", action="store_true", help="log every request")
+    gateway_keys.add_arguments(parser)
+    gateway_coverage.add_arguments(parser)
+    gateway_store.add_arguments(parser)
 
 
-def describe(kind: str, job: SupervisedFineTuningJob, run_id: str, inputs: Inputs) -> RunSpec:
+def describe(kind: str, job: Job, run_id: str, inputs: Inputs) -> RunSpec:
     """The run of a job that came over the wire: the shipped configuration around it."""
     created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return for_job(kind, job, base_path=inputs.base_model).spec(run_id, inputs, created=created)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until interrupted."""
+    """Serve until interrupted, or do the action."""
+    try:
+        if not options.words:
+            return _serve(options)
+        action = ACTIONS.get(options.words[0])
+        if action is None:
+            raise UsageError(f"gateway {options.words[0]}: no such action; there are {', '.join(ACTIONS)}")
+        return action(options)
+    except GatewayError as error:
+        raise UsageError(error.message) from error
 
+
+def _serve(options: argparse.Namespace) -> int:
     def scheduler(gateway: Gateway) -> Scheduler:
         return Scheduler(gateway, describe, launcher=here)
 
-    try:
-        serve(gateway_folder(), options.host, options.port, background=scheduler, on_ready=_ready)
-    except GatewayError as error:
-        raise UsageError(error.message) from error
+    asks_keys = options.ask_keys or not is_loopback(options.host)
+    logs.configure(options.log, requests=options.log_requests)
+    serve(
+        gateway_folder(),
+        options.host,
+        options.port,
+        background=scheduler,
+        on_ready=lambda url: _ready(url, asks_keys),
+        base_url=options.base_url,
+        keys=asks_keys,
+    )
     return 0
 
 
-def _ready(url: str) -> None:
+def _ready(url: str, asks_keys: bool) -> None:
+    key, account = ("KEY", "ACCOUNT") if asks_keys else ("fw_local", "local")
     print(f"gateway: {url}", flush=True)
     print(f"state:   {gateway_folder()}", flush=True)
-    print(f"clients: FIREWORKS_BASE_URL={url} FIREWORKS_API_KEY=fw_local FIREWORKS_ACCOUNT_ID=local", flush=True)
+    print(f"clients: FIREWORKS_BASE_URL={url} FIREWORKS_API_KEY={key} FIREWORKS_ACCOUNT_ID={account}", flush=True)

@@ -21,8 +21,8 @@ import httpx
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError, decode
 from trainer.gateway.files import content_digest, sha256
-from trainer.gateway.found import running_server
-from trainer.gateway.pacing import Backoff, Clock, SystemClock, retry_after
+from trainer.gateway.found import owner_key, running_server
+from trainer.gateway.pacing import Backoff, Clock, SystemClock, Waits, retry_after
 from trainer.jobs import resource_id
 from trainer.report import Event
 from trainer.runs import GatewaySettings, gateway_folder
@@ -68,7 +68,7 @@ class GatewayClient:
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT))
         self._report_timeout = min(timeout, _REPORT_TIMEOUT)
         self._clock = clock or SystemClock()
-        self._not_before: dict[str, float] = {}
+        self.not_before: Waits = {}
         self._draw = random.Random()
         self.cut_short = threading.Event()
         self._http = httpx.Client(base_url=self.base_url, headers=headers, transport=transport, timeout=self._timeout)
@@ -434,12 +434,12 @@ class GatewayClient:
         failure = decode(answer.status_code, answer.content)
         failure.retry_after = retry_after(answer.headers)
         if failure.retry_after:
-            self._not_before[host] = self._clock.now() + failure.retry_after
+            self.not_before[host] = self._clock.now() + failure.retry_after
         raise failure
 
     def _await_turn(self, host: str) -> None:
         """Wait until the host may be asked again; raises RESOURCE_EXHAUSTED when that is too long to wait here."""
-        while (left := self._not_before.get(host, 0.0) - self._clock.now()) > 0:
+        while (left := self.not_before.get(host, 0.0) - self._clock.now()) > 0:
             if left > _LONGEST_WAIT or self._clock.wait(left, self.cut_short):
                 raise GatewayError(
                     "RESOURCE_EXHAUSTED", f"{host} asked to be left alone for another {left:.1f} s", retry_after=left
@@ -466,7 +466,7 @@ def open_client(settings: GatewaySettings) -> GatewayClient | None:
     folder = gateway_folder()
     url = running_server(folder)
     if url is not None and _healthy(url):
-        return GatewayClient(url, account=settings.account)
+        return GatewayClient(url, owner_key(folder), account=settings.account)
     return GatewayClient.in_process(folder, account=settings.account)
 
 

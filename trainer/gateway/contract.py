@@ -22,13 +22,14 @@ from pydantic.alias_generators import to_camel
 
 from trainer.gateway.errors import GatewayError, invalid
 from trainer.gateway.extensions import PATHS, SCHEMAS
+from trainer.gateway.timestamps import canonical
 
 Schema = Mapping[str, Any]
 
 _METHODS = ("get", "post", "put", "patch", "delete")
 _REF = "#/components/schemas/"
-_SECRET = re.compile(r"apikey|api_key|secret|token|password", re.IGNORECASE)
-_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_SECRET = re.compile(r"apikey|api_key|secret|token|password|^value$", re.IGNORECASE)
+_DEFAULT_ORDER = re.compile(r'default (?:order is by )?"(\w+)( desc)?"')
 _INTEGER = re.compile(r"-?\d{1,20}")
 _BITS = {"int32": 31, "int64": 63}
 _SHOWN = 80  # characters of a wrong value that a message repeats
@@ -36,7 +37,11 @@ _SHOWN = 80  # characters of a wrong value that a message repeats
 
 @dataclass(frozen=True)
 class Operation:
-    """One method on one path of the contract."""
+    """One method on one path of the contract.
+
+    id_param: the query parameter in which a create takes the client's id, where the contract has one.
+    default_order: what a list is ordered by when the client does not say.
+    """
 
     id: str
     method: str
@@ -46,6 +51,8 @@ class Operation:
     body_required: bool
     body_type: str
     response: Schema | None
+    id_param: str = ""
+    default_order: str = "createTime"
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ class Contract:
         found = self.schema(schema)
         if isinstance(value, dict) and "properties" in found:
             properties = found["properties"]
+            if found.get("additionalProperties") is not None:
+                return value
             return {k: self.known(properties[k], v) for k, v in value.items() if k in properties}
         if isinstance(value, list):
             return [self.known(found.get("items", {}), item) for item in value]
@@ -240,7 +249,7 @@ class _Reader:
         properties, more = schema.get("properties", {}), schema.get("additionalProperties")
         found: dict[str, Any] = {}
         for name, item in value.items():
-            if more is not None and not properties:
+            if more is not None and name not in properties and to_camel(name) not in properties:
                 item_schema = self.contract.schema(more) if isinstance(more, dict) else {}
                 found[name] = self.read(item_schema, item, f"{where}[{name!r}]")
                 continue
@@ -275,9 +284,12 @@ class _Reader:
             return str(_integer(value, where, text=True, form="int64"))
         if not isinstance(value, str):
             raise _wrong(where, value, "string")
-        if form == "date-time" and not _DATE_TIME.fullmatch(value):
+        if form != "date-time":
+            return value
+        time = canonical(value)
+        if time is None:
             raise _wrong(where, value, "RFC 3339 time such as 2026-01-31T12:00:00Z")
-        return value
+        return value if self.keep_read_only else time
 
     def integer(self, schema: Schema, value: Any, where: str) -> int:
         return _integer(value, where, text=False, form=schema.get("format", "int64"))
@@ -365,16 +377,31 @@ def _operation(path: str, method: str, item: Mapping[str, Any]) -> Operation:
     content = item.get("requestBody", {}).get("content", {})
     body_type = next(iter(content), "application/json")
     answers = item["responses"]["200"].get("content", {})
+    queries = [p for p in item.get("parameters", []) if p["in"] == "query"]
+    ids = [p["name"] for p in queries if p["name"].endswith("Id")] if method == "post" else []
     return Operation(
         id=item["operationId"],
         method=method.upper(),
         path=path,
-        query={p["name"]: p["schema"] for p in item.get("parameters", []) if p["in"] == "query"},
+        query={p["name"]: p["schema"] for p in queries},
         body=content.get(body_type, {}).get("schema"),
         body_required=bool(item.get("requestBody", {}).get("required")),
         body_type=body_type,
         response=answers.get("application/json", {}).get("schema"),
+        id_param=next(iter(ids), ""),
+        default_order=_default_order(queries),
     )
+
+
+def _default_order(queries: Iterable[Mapping[str, Any]]) -> str:
+    """What the contract's text on orderBy says the default is; the time of creation where it says nothing."""
+    for parameter in queries:
+        found = _DEFAULT_ORDER.search(parameter.get("description", "")) if parameter["name"] == "orderBy" else None
+        if found and found[1] == "name":
+            return "name"
+        if found:
+            return f"createTime{found[2] or ''}"
+    return "createTime"
 
 
 def _split(path: str) -> tuple[list[str], str]:
@@ -390,9 +417,10 @@ def _bind(template: list[str], segments: list[str]) -> dict[str, str] | None:
     for wanted, segment in zip(template, segments, strict=True):
         if wanted.startswith("{"):
             value = unquote(segment)
-            if not value or "/" in value:
+            if not value or "/" in value or not value.isprintable():
                 return None
-            params[wanted[1:-1]] = value
+            if params.setdefault(wanted[1:-1], value) != value:  # a path that names the account twice
+                return None
         elif wanted != segment:
             return None
     return params

@@ -7,6 +7,7 @@ of an in-process gateway and a caller over HTTP see the same thing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ class GatewayError(Exception):
     """A request was not done: `code` is a google.rpc code name, `message` is for people, `details` for programs.
 
     retry_after: seconds that the gateway wants to be left alone. described: False for an answer that does not speak the
-    gateway's language, as one of a proxy in front of it. attempts: how often the client had asked.
+    gateway's language, as one of a proxy in front of it. attempts: how often the client had asked. close: the server
+    ends the connection after the answer.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class GatewayError(Exception):
         retry: bool | None = None,
         retry_after: float = 0.0,
         described: bool = True,
+        close: bool = False,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -68,6 +71,7 @@ class GatewayError(Exception):
         self.retry = retry
         self.retry_after = retry_after
         self.described = described
+        self.close = close
         self.attempts = 1
 
     def __reduce__(self) -> Any:
@@ -86,8 +90,12 @@ class GatewayError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers that tell the published clients whether, and when, to ask again."""
+        if self.close:
+            return {"connection": "close"}
         if self.http_status in (429, 503):
-            return {"retry-after": str(RETRY_AFTER_SECONDS)}
+            return {"retry-after": str(math.ceil(self.retry_after) or RETRY_AFTER_SECONDS)}
+        if self.http_status == 401:
+            return {"www-authenticate": "Bearer"}
         retry = self.retry if self.retry is not None else False
         return {"x-should-retry": "true" if retry else "false"} if self.http_status == 409 else {}
 

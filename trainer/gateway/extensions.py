@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-_JOB = "/v1/accounts/{account_id}/supervisedFineTuningJobs/{supervised_fine_tuning_job_id}"
-
 _LIST = {"pageSize": "integer", "pageToken": "string", "filter": "string", "orderBy": "string", "readMask": "string"}
 
 
@@ -30,20 +28,46 @@ def _operation(
     return operation
 
 
+def _trained(collection: str, param: str, *, word: str, schema: str) -> dict[str, dict[str, Any]]:
+    """What a collection of training jobs has besides: reports, checkpoints and their promotion."""
+    job = f"/v1/accounts/{{account_id}}/{collection}/{{{param}}}"
+    return {
+        f"{job}:report": {"post": _operation(f"Trainer_Report{word}", body=schema, response="trainerReported")},
+        f"{job}/checkpoints": {
+            "get": _operation(
+                f"Trainer_List{word}Checkpoints", response="trainerListJobCheckpointsResponse", query=_LIST
+            )
+        },
+        f"{job}/checkpoints/{{checkpoint_id}}:promote": {
+            "post": _operation(
+                f"Trainer_Promote{word}Checkpoint",
+                body="trainerPromoteBody",
+                response="gatewayPromoteCheckpointResponse",
+            )
+        },
+    }
+
+
+def _report(schema: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"job": _ref(schema), "events": {"type": "array", "items": _ref("trainerEvent")}},
+    }
+
+
+_OPERATION = "/v1/accounts/{account_id}/operations/{operation_id}"
+
 PATHS: dict[str, dict[str, Any]] = {
-    f"{_JOB}:report": {"post": _operation("Trainer_ReportJob", body="trainerReportBody", response="trainerReported")},
-    f"{_JOB}/checkpoints": {
-        "get": _operation(
-            "Trainer_ListJobCheckpoints",
-            response="trainerListJobCheckpointsResponse",
-            query=_LIST,
-        )
+    **_trained("supervisedFineTuningJobs", "supervised_fine_tuning_job_id", word="Job", schema="trainerReportBody"),
+    **_trained("dpoJobs", "dpo_job_id", word="DpoJob", schema="trainerReportDpoBody"),
+    "/v1/accounts/{account_id}/operations": {
+        "get": _operation("Trainer_ListOperations", response="trainerListOperationsResponse", query=_LIST)
     },
-    f"{_JOB}/checkpoints/{{checkpoint_id}}:promote": {
-        "post": _operation(
-            "Trainer_PromoteJobCheckpoint", body="trainerPromoteBody", response="gatewayPromoteCheckpointResponse"
-        )
+    _OPERATION: {
+        "get": _operation("Trainer_GetOperation", response="googlelongrunningOperation"),
+        "delete": _operation("Trainer_DeleteOperation"),
     },
+    f"{_OPERATION}:cancel": {"post": _operation("Trainer_CancelOperation")},
 }
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -57,13 +81,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             "body": {"type": "object"},
         },
     },
-    "trainerReportBody": {
-        "type": "object",
-        "properties": {
-            "job": _ref("gatewaySupervisedFineTuningJob"),
-            "events": {"type": "array", "items": _ref("trainerEvent")},
-        },
-    },
+    "trainerReportBody": _report("gatewaySupervisedFineTuningJob"),
+    "trainerReportDpoBody": _report("gatewayDpoJob"),
     "trainerReported": {"type": "object", "properties": {"ackedSeq": {"type": "integer"}}},
     "trainerJobCheckpoint": {
         "type": "object",
@@ -81,6 +100,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "type": "object",
         "properties": {
             "checkpoints": {"type": "array", "items": _ref("trainerJobCheckpoint")},
+            "nextPageToken": {"type": "string"},
+            "totalSize": {"type": "integer", "format": "int32"},
+        },
+    },
+    "trainerListOperationsResponse": {
+        "type": "object",
+        "properties": {
+            "operations": {"type": "array", "items": _ref("googlelongrunningOperation")},
             "nextPageToken": {"type": "string"},
             "totalSize": {"type": "integer", "format": "int32"},
         },

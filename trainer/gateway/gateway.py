@@ -1,7 +1,7 @@
 """The gateway of one state folder: its records, its files, its settings; and one call to it.
 
 Several processes may hold a `Gateway` on the same folder at once. Handlers of operations get a `Call`; they neither
-know HTTP nor which process they run in.
+know HTTP nor which process they run in. Every name that a call speaks of is read within the caller's account.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import IO, Any
 from trainer.gateway.contract import Contract, Operation, load
 from trainer.gateway.errors import GatewayError, invalid, not_found
 from trainer.gateway.files import FileStore
+from trainer.gateway.operations import Operations
+from trainer.gateway.principal import LOCAL_ACCOUNT, OWNER, PUBLIC_ACCOUNT, Principal, current
 from trainer.gateway.store import Store
 from trainer.jobs import RESOURCE_ID, resource_id
 
-ACCOUNT = "accounts/local"
+ACCOUNT = LOCAL_ACCOUNT
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class Gateway:
         self.contract: Contract = load()
         self.store = Store(self.folder)
         self.files = FileStore(self.folder)
+        self.operations = Operations(self.store)
 
     def close(self) -> None:
-        """Close the records; the object is of no use afterwards."""
+        """End the work of long-running operations and close the records; the object is of no use afterwards."""
+        self.operations.close()
         self.store.close()
 
     def inside(self, path: Path) -> bool:
@@ -63,7 +67,8 @@ class Upload:
 class Call:
     """One request to one operation: its ids, query and body in canonical form.
 
-    unknown: paths of keys that the contract does not know. base_url: what signed URLs begin with.
+    unknown: paths of keys that the contract does not know. base_url: what signed URLs begin with. principal: who asks.
+    wildcards: whether `-` in the path stands for any id, as lists have it.
     """
 
     gateway: Gateway
@@ -74,22 +79,39 @@ class Call:
     base_url: str
     unknown: list[str] = field(default_factory=list)
     upload: Upload | None = None
+    principal: Principal = OWNER
+    wildcards: bool = False
+
+    @property
+    def account(self) -> str:
+        """The caller's account, `accounts/{id}`."""
+        return self.principal.account
 
     def parent(self) -> str:
-        """The account in the path. Raises NOT_FOUND for any but the one there is."""
+        """The account in the path. Raises NOT_FOUND for any but the caller's."""
         name = f"accounts/{self.params['account_id']}"
-        if name != ACCOUNT:
-            raise not_found(name, f"this gateway has one account, {ACCOUNT}")
+        if name == "accounts/-" and self.wildcards:
+            return self.account
+        if name != self.account:
+            raise not_found(name, f"your account is {self.account}")
         return name
 
 
-def full_name(value: str, *, collection: str, what: str) -> str:
-    """`accounts/local/<collection>/<id>` for an id or a full name. Raises INVALID_ARGUMENT naming `what`."""
+def full_name(value: str, *, collection: str, what: str, account: str | None = None) -> str:
+    """`<account>/<collection>/<id>` for an id or a full name; account: None = the caller's.
+
+    Raises INVALID_ARGUMENT naming `what`, and NOT_FOUND for a name of an account that is not the caller's.
+    """
     try:
         bare = resource_id(value, collection=collection, what=what)
     except ValueError as error:
         raise invalid(str(error), field=what) from error
-    return value if value.startswith("accounts/") else f"{ACCOUNT}/{collection}/{bare}"
+    caller = current()
+    if not value.startswith("accounts/"):
+        return f"{account or (caller.account if caller else ACCOUNT)}/{collection}/{bare}"
+    if caller is not None and not value.startswith((f"{caller.account}/", f"{PUBLIC_ACCOUNT}/")):
+        raise GatewayError("NOT_FOUND", f"{what}: {value} not found", metadata={"field": what, "name": value})
+    return value
 
 
 def checked_id(value: str, *, what: str) -> str:

@@ -1,4 +1,9 @@
-"""Lists: page size, page token, order, filter and read mask, once for every collection."""
+"""Lists: page size, page token, order, filter and read mask, once for every collection.
+
+A page is found by the values of its order at the end of the page before (never by counting), so a list that is read
+while others write shows every record that was there all along exactly once. A token holds those values and a digest of
+the query it was made for, and no authority.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +11,83 @@ import base64
 import binascii
 import hashlib
 import json
-import re
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from pydantic.alias_generators import to_camel
 
 from trainer.gateway.contract import Contract, Schema
 from trainer.gateway.errors import invalid
-from trainer.gateway.store import Page, Resource, body_value, resources
+from trainer.gateway.filter_sql import Place, condition, place
+from trainer.gateway.schema import counts
+from trainer.gateway.store import Resource, resources
+
+if TYPE_CHECKING:
+    from trainer.gateway.gateway import Gateway
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
+LONGEST_TOKEN = 16_384
+_MOST_ORDERS = 5
+_SORTABLE = frozenset({"string", "enum", "time", "integer", "number", "boolean"})
+_TYPES: Mapping[str, tuple[type, ...]] = {"integer": (int,), "number": (int, float), "boolean": (int,)}
+_RECORD = tuple(column for column in resources.c if column.name != "state")
 
-_CONDITION = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s"()]+)\s*')
-_SUPPORTED = 'this gateway filters by field="value" or field=value, joined by AND (fields may be dotted)'
-_COLUMNS = {"name": "name", "createTime": "create_time", "updateTime": "update_time"}
-_ORDERS = {"name": "name", "createTime": "create_time"}
+
+@dataclass(frozen=True)
+class Order:
+    """One field of an order."""
+
+    place: Place
+    descending: bool
 
 
-def page_of(
-    contract: Contract, schema: Schema | str, *, collection: str, parent: str, query: Mapping[str, Any]
-) -> Page:
-    """What the `query` of a list asks for. Raises INVALID_ARGUMENT naming the parameter and what is supported."""
+@dataclass(frozen=True)
+class Listed:
+    """A page of records, the token of the next ("" = there is none), and how many there are in all."""
+
+    resources: list[Resource]
+    next_page_token: str
+    total: int
+
+
+def listed(
+    gateway: Gateway, schema: Schema | str, *, collection: str, parent: str, query: Mapping[str, Any],
+    default_order: str = "createTime",
+) -> Listed:  # fmt: skip
+    """The page that `query` (pageSize, pageToken, filter, orderBy) asks for.
+
+    parent: a name in which `-` may stand for any id. Raises INVALID_ARGUMENT naming the parameter.
+    """
+    contract = gateway.contract
+    size = page_size(query)
+    orders = _orders(contract, schema, query.get("orderBy", "") or default_order)
+    fingerprint = _fingerprint(collection, parent, query)
+    token = query.get("pageToken", "")
+    after = _open_token(token, fingerprint, orders) if token else None
+    wanted = condition(contract, schema, query.get("filter", ""))
+    inside = [resources.c.collection == collection, *_below(resources, parent)]
+    where = inside if wanted is None else [*inside, wanted]
+    keys = [order.place.sorted() for order in orders]
+    here = where if after is None else [*where, _after(keys, orders, after)]
+    by = [key.desc() if order.descending else key for key, order in zip(keys, orders, strict=True)]
+    shown = [key.label(f"key_{number}") for number, key in enumerate(keys)]
+    statement = sa.select(*_RECORD, *shown).where(*here).order_by(*by).limit(size + 1)
+    with gateway.store.database.reading() as connection:
+        rows = connection.execute(statement).all()
+        total = connection.execute(_total(collection, parent, where if wanted is not None else None)).scalar_one()
+    found = [Resource(*row[: len(_RECORD)]) for row in rows[:size]]
+    more = len(rows) > size
+    return Listed(found, _token(rows[size - 1][len(_RECORD) :], fingerprint) if more else "", int(total))
+
+
+def page_size(query: Mapping[str, Any], default: int = DEFAULT_PAGE) -> int:
+    """How many a page holds: pageSize, `default` where it is not given, at most 200. Raises INVALID_ARGUMENT."""
     size = query.get("pageSize", 0)
     if size < 0:
-        raise invalid(f"pageSize: got {size}; expected 0 (= {DEFAULT_PAGE}) to {LARGEST_PAGE}", field="pageSize")
-    order, descending = _order(query.get("orderBy", ""))
-    token = query.get("pageToken", "")
-    return Page(
-        collection=collection,
-        parent=parent,
-        conditions=conditions(contract, schema, query.get("filter", "")),
-        order=order,
-        descending=descending,
-        after=_open_token(token, _fingerprint(parent, query)) if token else None,
-        size=min(size or DEFAULT_PAGE, LARGEST_PAGE),
-    )
-
-
-def next_token(page: Page, last: Resource, *, query: Mapping[str, Any]) -> str:
-    """The token of the page after the one that ends with `last`."""
-    content = [getattr(last, page.order), last.name, _fingerprint(page.parent, query)]
-    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
-
-
-def conditions(contract: Contract, schema: Schema | str, text: str) -> list[sa.ColumnElement[bool]]:
-    """A filter as conditions on the store."""
-    if "=" not in text and "%" in text:  # the training SDK encodes filters twice
-        text = unquote(text)
-    found, position = [], 0
-    while position < len(text.rstrip()):
-        match = _CONDITION.match(text, position)
-        if match is None:
-            raise invalid(f"filter: cannot read {text[position : position + 60]!r}; {_SUPPORTED}", field="filter")
-        found.append(_condition(contract, schema, match[1], match[2]))
-        position = match.end()
-        if position < len(text):
-            joint = re.compile(r"AND\s+").match(text, position)
-            if joint is None:
-                raise invalid(f"filter: cannot read {text[position : position + 60]!r}; {_SUPPORTED}", field="filter")
-            position = joint.end()
-            if position == len(text):
-                raise invalid(f"filter: nothing follows the last AND; {_SUPPORTED}", field="filter")
-    return found
+        raise invalid(f"pageSize: got {size}; expected 0 (= {default}) to {LARGEST_PAGE}", field="pageSize")
+    return min(size or default, LARGEST_PAGE)
 
 
 def masked(value: dict[str, Any], mask: str) -> dict[str, Any]:
@@ -84,63 +101,101 @@ def masked(value: dict[str, Any], mask: str) -> dict[str, Any]:
     return found
 
 
+def checked_mask(contract: Contract, schema: Schema | str, mask: str, *, what: str) -> None:
+    """Every path of `mask` must be a field. Raises INVALID_ARGUMENT naming `what`."""
+    for path in filter(None, (path.strip() for path in mask.split(","))):
+        if path != "*":
+            place(contract, schema, path.split("."), what=what)
+
+
 def _copy(source: dict[str, Any], target: dict[str, Any], parts: list[str]) -> None:
     for part in parts[:-1]:
         source = source.get(part, {})
         if not isinstance(source, dict):
+            return
+        if target.get(part) is source:  # the whole message is there already
             return
         target = target.setdefault(part, {})
     if parts[-1] in source:
         target[parts[-1]] = source[parts[-1]]
 
 
-def _condition(contract: Contract, schema: Schema | str, name: str, text: str) -> sa.ColumnElement[bool]:
-    found = contract.field(schema, name)
-    if found is None:
-        raise invalid(f"filter: {name!r} is not a field of this resource; {_SUPPORTED}", field="filter")
-    value = re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
-    path = [to_camel(part) for part in name.split(".")]
-    if len(path) == 1 and path[0] in _COLUMNS:
-        return resources.c[_COLUMNS[path[0]]] == value
-    kind, stored = found.get("type"), body_value(path)
-    if kind == "boolean" and value.lower() in ("true", "false"):
-        return sa.func.coalesce(stored.as_boolean(), sa.false()) == (value.lower() == "true")
-    if kind in ("integer", "number"):
-        try:
-            return sa.func.coalesce(stored.as_float(), 0.0) == float(value)
-        except ValueError as error:
-            raise invalid(f"filter: {name} is a number, got {value!r}", field="filter") from error
-    if kind != "string":
-        raise invalid(f"filter: {name} is a {kind}, got {value!r}; {_SUPPORTED}", field="filter")
-    if found.get("enum") and value not in found["enum"]:
-        raise invalid(f"filter: {name}={value!r}; expected one of {', '.join(found['enum'])}", field="filter")
-    return stored.as_string() == value
+def _orders(contract: Contract, schema: Schema | str, text: str) -> list[Order]:
+    """The fields of an orderBy, the name added as the last, so that no two records are equal."""
+    parts = text.split(",")
+    if len(parts) > _MOST_ORDERS:
+        raise invalid(f"orderBy: {len(parts)} fields; at most {_MOST_ORDERS} are ordered by", field="orderBy")
+    orders: list[Order] = []
+    for part in parts:
+        name, *rest = part.split() or [""]
+        direction = " ".join(rest).lower() or "asc"
+        if not name or direction not in ("asc", "desc"):
+            raise invalid(f"orderBy: got {part.strip()[:80]!r}; write 'field', or 'field desc'", field="orderBy")
+        found = place(contract, schema, name.split("."), what="orderBy")
+        if found.kind not in _SORTABLE:
+            raise invalid(f"orderBy: {name[:80]} is a {found.kind}, which has no order", field="orderBy")
+        orders.append(Order(found, direction == "desc"))
+    name = Place("string", "name", resources.c.name, ("name",))
+    return [*orders, Order(name, orders[-1].descending)]
 
 
-def _order(text: str) -> tuple[str, bool]:
-    name, _, direction = (text.strip() or "createTime").partition(" ")
-    direction = direction.strip().lower() or "asc"
-    key = to_camel(name)
-    if key not in _ORDERS or direction not in ("asc", "desc"):
-        raise invalid(
-            f"orderBy: got {text!r}; this gateway orders by {' or '.join(_ORDERS)}, with 'desc' or 'asc' after it",
-            field="orderBy",
-        )
-    return _ORDERS[key], direction == "desc"
+def _after(keys: Sequence[Any], orders: Sequence[Order], values: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """True for what follows `values` in the order."""
+    options: list[sa.ColumnElement[bool]] = []
+    same: list[sa.ColumnElement[bool]] = []
+    for key, order, value in zip(keys, orders, values, strict=True):
+        options.append(sa.and_(*same, key < value if order.descending else key > value))
+        same.append(key == value)
+    first = keys[0] <= values[0] if orders[0].descending else keys[0] >= values[0]  # what an index can begin at
+    return sa.and_(first, sa.or_(*options))
 
 
-def _fingerprint(parent: str, query: Mapping[str, Any]) -> str:
-    text = json.dumps([parent, query.get("filter", ""), query.get("orderBy", "")])
+def _total(collection: str, parent: str, where: Sequence[sa.ColumnElement[bool]] | None) -> sa.Select[int]:
+    """How many there are: kept by the database for a whole collection, counted where there is a filter."""
+    if where is not None:
+        return sa.select(sa.func.count()).select_from(resources).where(*where)
+    inside = (counts.c.collection == collection, *_below(counts, parent))
+    return sa.select(sa.func.coalesce(sa.func.sum(counts.c.total), 0)).where(*inside)
+
+
+def _below(table: sa.Table, parent: str) -> Iterator[sa.ColumnElement[bool]]:
+    """That a row is of `parent`, in which `-` stands for any id."""
+    parts = parent.split("/")
+    if "-" not in parts:
+        yield table.c.parent == parent
+        return
+    prefix = "/".join(parts[: parts.index("-")]) + "/"
+    yield table.c.parent > prefix
+    yield table.c.parent < prefix[:-1] + "0"  # what follows "/"
+    slashes = sa.func.length(table.c.parent) - sa.func.length(sa.func.replace(table.c.parent, "/", ""))
+    yield slashes == parent.count("/")
+    rest = "/".join(parts[len(parts) - parts[::-1].index("-") :])
+    if rest:
+        ending = sa.func.substr(table.c.parent, sa.func.length(table.c.parent) - len(rest), len(rest) + 1)
+        yield ending == f"/{rest}"
+
+
+def _fingerprint(collection: str, parent: str, query: Mapping[str, Any]) -> str:
+    text = json.dumps([collection, parent, query.get("filter", ""), query.get("orderBy", "")])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _open_token(token: str, fingerprint: str) -> tuple[str, str]:
+def _token(values: Sequence[Any], fingerprint: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([fingerprint, *values]).encode()).decode().rstrip("=")
+
+
+def _open_token(token: str, fingerprint: str, orders: Sequence[Order]) -> list[Any]:
     try:
-        value, name, made_for = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (ValueError, TypeError, binascii.Error) as error:
+        if len(token) > LONGEST_TOKEN:
+            raise ValueError("too long")
+        made_for, *values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (ValueError, TypeError, RecursionError, binascii.Error) as error:
         raise invalid(
             "pageToken: not a token of this gateway; pass nextPageToken as it was", field="pageToken"
         ) from error
     if made_for != fingerprint:
         raise invalid("pageToken: belongs to another list, filter or order; start again without it", field="pageToken")
-    return str(value), str(name)
+    kinds = [_TYPES.get(order.place.kind, (str,)) for order in orders]
+    if len(values) != len(kinds) or not all(isinstance(v, kind) for v, kind in zip(values, kinds, strict=True)):
+        raise invalid("pageToken: not a token of this gateway; pass nextPageToken as it was", field="pageToken")
+    return values

@@ -7,16 +7,19 @@ let an hour pass in no time.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Protocol
 
 LONGEST_RETRY_AFTER = 86_400.0  # seconds; a gateway that asks for more is asked again after a day
+Waits = MutableMapping[str, float]  # host -> when it may be asked again, on the client's clock
 _SECONDS = re.compile(r"\d{1,12}(\.\d{1,9})?")
 
 
@@ -40,6 +43,37 @@ class SystemClock:
 
     def wait(self, seconds: float, until: threading.Event) -> bool:
         return until.wait(seconds)
+
+
+class KeptWaits(dict[str, float]):
+    """`Waits` that the next process on the same file goes on with, so that a kill hurries nobody.
+
+    The machine's clock runs on from process to process, but begins anew when the machine does; so no host is left alone
+    for longer than it had asked for, counted from when the file is read.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__()
+        self._path, self._clock = path, clock
+        now = clock.now()
+        for host, one in self._read().items():
+            left = min(float(one["at"]) - now, float(one["asked"]))
+            if left > 0:
+                super().__setitem__(host, now + left)
+
+    def __setitem__(self, host: str, at: float) -> None:
+        super().__setitem__(host, at)
+        now = self._clock.now()
+        waits = {host: {"at": at, "asked": at - now} for host, at in self.items() if at > now}
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        temporary.write_text(json.dumps(waits) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        try:
+            return json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
 
 
 class Backoff:

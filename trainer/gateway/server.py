@@ -1,51 +1,57 @@
 """The embedded gateway over HTTP: a Starlette app that routes by the contract, and the process that serves it.
 
 `create_app` works on a state folder and serves any number of processes at once; `serve` adds what only one may do for a
-folder: listen, and run jobs. Single-user: it listens on loopback only, asks for no key, and refuses requests that a web
-page of another origin has sent.
+folder: listen, and run jobs. On loopback it is single-user and asks for no key; beyond loopback everybody shows one.
 """
 
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+import anyio
+import anyio.to_thread
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import trainer
-from trainer.gateway import uploads
+from trainer.gateway import audit, idempotency, limits
+from trainer.gateway import principal as roles
+from trainer.gateway.access import Access, Keys, Open, check_names, is_loopback
+from trainer.gateway.connections import HEAD_BYTES, Connection
 from trainer.gateway.contract import Match, Operation
+from trainer.gateway.edge import Edge, not_routed, note
 from trainer.gateway.errors import GatewayError, invalid, not_found
+from trainer.gateway.file_routes import FileRoutes
 from trainer.gateway.found import SERVER_FILE, running_server
 from trainer.gateway.gateway import Call, Gateway, GatewayOptions, Upload
+from trainer.gateway.keys import Verifier, any_key
+from trainer.gateway.metrics import CONTENT_TYPE, Metrics
+from trainer.gateway.principal import PUBLIC_ACCOUNT, Principal
 from trainer.gateway.resources import accounts, models
 from trainer.gateway.resources.table import OPERATIONS
+from trainer.gateway.standard import Handler
 
-JSON_LIMIT = 16 << 20
-MULTIPART_LIMIT = 151 << 20  # 150 MB of file, and the form around it
-_LOOPBACK_NAMES = frozenset({"localhost", "embedded"})  # the second: a client inside this process
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_LONG_THREADS = 16  # for verbs, some of which read whole files: they may not take the threads of the others
+_BACKLOG = 1024
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -69,12 +75,14 @@ def create_app(
     background: Background | None = None,
     on_start: Callable[[], None] | None = None,
     on_stop: Callable[[], None] | None = None,
+    access: Access | None = None,
 ) -> Starlette:
     """The app on state folder `folder` (or on `gateway`). Its `state.gateway` is the gateway; close that when done.
 
     base_url: what signed URLs begin with; None = the request's own scheme and host. background: runs while it is up.
+    access: who may ask; None = this machine, without keys.
     """
-    here = gateway or Gateway(folder)
+    here, allowed, metrics = gateway or Gateway(folder), access or Open(), Metrics()
     accounts.ensure(here)
     models.ensure_tiny(here)
 
@@ -92,18 +100,22 @@ def create_app(
             if background is not None:
                 await run_in_threadpool(background.stop)
 
-    endpoints = _Endpoints(here, base_url)
+    endpoints, files = _Endpoints(here, base_url, allowed, metrics), FileRoutes(here, base_url)
     app = Starlette(
         routes=[
             Route("/healthz", endpoints.healthz),
+            Route("/readyz", endpoints.readyz),
+            Route("/metrics", endpoints.metrics),
             Route("/verifyApiKey", endpoints.verify_api_key),
-            Route("/files/{path:path}", endpoints.get_file, methods=["GET"]),
-            Route("/files/{path:path}", endpoints.put_file, methods=["PUT"]),
+            Route("/files/{path:path}", files.get, methods=["GET"]),
+            Route("/files/{path:path}", files.put, methods=["PUT"]),
+            Route("/files/{path:path}", files.post, methods=["POST"]),
             Route("/{path:path}", endpoints.operation, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ],
         lifespan=lifespan,
+        exception_handlers={HTTPException: not_routed},
     )
-    app.add_middleware(_Edge)
+    app.add_middleware(Edge, access=allowed, metrics=metrics)
     app.state.gateway = here
     return app
 
@@ -116,105 +128,188 @@ def serve(
     background: Callable[[Gateway], Background] | None = None,
     on_ready: Callable[[str], None] | None = None,
     options: GatewayOptions | None = None,
+    base_url: str | None = None,
+    keys: bool = False,
 ) -> None:
     """Serve `folder` until SIGINT or SIGTERM; `background(gateway)` makes the scheduler, `on_ready(url)` is told.
 
-    Port 0 takes a free one. While up, `server.json` in the folder names url and pid. Raises GatewayError for a host
-    that is not loopback, a port in use, or a folder that another server serves.
+    Port 0 takes a free one. While up, `server.json` in the folder names url and pid. keys: ask for keys on loopback
+    too; elsewhere they always are. Raises GatewayError for a host beyond loopback while there is no key, a port in use,
+    or a folder that another server serves.
     """
-    _must_be_loopback(host)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _only_server(folder), _listening(host, port) as listener:
-        gateway = Gateway(folder, options=options)
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
+    with _only_server(folder), _opened(folder, options) as gateway:
+        _must_have_keys(gateway, host)
+        with _listening(host, port) as listener:
+            shown = f"[{host}]" if ":" in host else host
+            url = f"http://{shown}:{listener.getsockname()[1]}"
+            owner_key = f"fw_owner_{secrets.token_urlsafe(32)}"
+            access = Keys(Verifier(gateway.store), owner_key) if keys or not is_loopback(host) else Open()
 
-        def ready() -> None:
-            _write_server_file(folder, url)
-            if on_ready is not None:
-                on_ready(url)
+            def ready() -> None:
+                _write_server_file(folder, url, owner_key if access.needs_keys else "")
+                if on_ready is not None:
+                    on_ready(url)
 
-        app = create_app(
-            folder, gateway=gateway, background=background(gateway) if background else None, on_start=ready,
-            on_stop=lambda: (folder / SERVER_FILE).unlink(missing_ok=True),
-        )  # fmt: skip
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
-        try:
-            with _quiet_end():
-                uvicorn.Server(config).run(sockets=[listener])
-        finally:
-            (folder / SERVER_FILE).unlink(missing_ok=True)
-            gateway.close()
+            app = create_app(
+                folder, gateway=gateway, base_url=base_url, background=background(gateway) if background else None,
+                on_start=ready, on_stop=lambda: (folder / SERVER_FILE).unlink(missing_ok=True), access=access,
+            )  # fmt: skip
+            try:
+                with _quiet_end():
+                    uvicorn.Server(_config(app)).run(sockets=[listener])
+            finally:
+                (folder / SERVER_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(folder: Path, options: GatewayOptions | None) -> Iterator[Gateway]:
+    gateway = Gateway(folder, options=options)
+    try:
+        idempotency.sweep(gateway.store)
+        audit.sweep(gateway.store)
+        yield gateway
+    finally:
+        gateway.close()
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http=Connection, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+        h11_max_incomplete_event_size=HEAD_BYTES, timeout_graceful_shutdown=5,
+    )  # fmt: skip
 
 
 class _Endpoints:
     """The app's endpoints on one gateway."""
 
-    def __init__(self, gateway: Gateway, base_url: str | None) -> None:
-        self._gateway = gateway
-        self._base_url = base_url
+    def __init__(self, gateway: Gateway, base_url: str | None, access: Access, metrics: Metrics) -> None:
+        self._gateway, self._base_url, self._access, self._metrics = gateway, base_url, access, metrics
+        self._log = audit.Log(gateway.store)
+        self._long = anyio.CapacityLimiter(_LONG_THREADS)
 
-    async def healthz(self, _request: Request) -> Response:
+    async def healthz(self, request: Request) -> Response:
+        note(request).operation = "healthz"
         return JSONResponse({"status": "ok", "version": trainer.__version__, "pid": os.getpid()})
 
-    async def verify_api_key(self, _request: Request) -> Response:
-        return JSONResponse({}, headers={"x-fireworks-account-id": "local"})
+    async def readyz(self, request: Request) -> Response:
+        """200 when records and files can be reached, else 503 with what cannot."""
+        note(request).operation = "readyz"
+        trouble = await run_in_threadpool(_trouble, self._gateway)
+        if trouble:
+            raise GatewayError("UNAVAILABLE", f"not ready: {trouble}", reason="NOT_READY")
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text; with keys, to admins only."""
+        note(request).operation = "metrics"
+        principal = await self._principal(request)
+        if principal.role != "admin":
+            raise GatewayError("PERMISSION_DENIED", "metrics are for admins", reason="ROLE_NOT_ALLOWED")
+        text = await run_in_threadpool(self._metrics.text, self._gateway.store)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def verify_api_key(self, request: Request) -> Response:
+        note(request).operation = "verifyApiKey"
+        principal = await self._principal(request)
+        return JSONResponse({}, headers={"x-fireworks-account-id": principal.account.removeprefix("accounts/")})
 
     async def operation(self, request: Request) -> Response:
         """Any path of the contract."""
+        principal = await self._principal(request)
         path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace")
         match = self._gateway.contract.match(request.method, path)
+        note(request).operation = match.operation.id
+        self._check_account(principal, match)
+        try:
+            roles.check(principal, match.operation, match.params)
+        except GatewayError as error:
+            if roles.changes(match.operation):  # what was tried is in the log too
+                await run_in_threadpool(
+                    audit.record, self._log, principal, match.operation, params=match.params, body={},
+                    resource=_resource(path), origin=_origin(request), error=error,
+                )  # fmt: skip
+            raise
         handler = OPERATIONS.get(match.operation.id)
         if handler is None:
             raise GatewayError(
                 "UNIMPLEMENTED", f"{match.operation.id} is in the contract, but this gateway does not implement it",
                 metadata={"operation": match.operation.id},
             )  # fmt: skip
-        call = await self._call(request, match)
+        call = await self._call(request, match, principal)
+        wanted = idempotency.wish(match.operation, call.query, request.headers)
+        limiter = self._long if ":" in match.operation.path else None
         try:
-            answer = await run_in_threadpool(handler, call)
+            content, replayed = await anyio.to_thread.run_sync(
+                self._answered, call, handler, wanted, _origin(request), path, limiter=limiter
+            )
         finally:
             if call.upload is not None:
                 call.upload.stream.close()
-        if match.operation.response is not None:
-            answer = self._gateway.contract.emit(match.operation.response, answer)
-        return JSONResponse(answer)
+        headers = {"idempotent-replayed": "true"} if replayed else None
+        return Response(content, media_type="application/json", headers=headers)
 
-    async def get_file(self, request: Request) -> Response:
-        """A file, to the holder of a signed URL."""
-        files = self._gateway.files
-        files.verify("GET", request.url.path, request.query_params)
-        _, filename, place = files.located(request.path_params["path"])
-        if not place.is_file():
-            raise not_found(request.url.path)
-        return FileResponse(place, filename=filename.rsplit("/", 1)[-1], media_type="application/octet-stream")
+    async def _principal(self, request: Request) -> Principal:
+        if self._access.needs_keys:  # asks the store
+            found = await run_in_threadpool(self._access.principal, request.headers)
+        else:
+            found = self._access.principal(request.headers)
+        here = note(request)
+        here.account, here.key_id = found.account, found.key_id
+        return found
 
-    async def put_file(self, request: Request) -> Response:
-        """Take a file from the holder of a signed URL; exactly as long as was declared.
+    def _check_account(self, principal: Principal, match: Match) -> None:
+        """The account in the path must be the caller's; another is not to be found."""
+        account = match.params.get("account_id")
+        if account is not None:
+            name = f"accounts/{account}"
+            public = match.operation.method == "GET" and name in (PUBLIC_ACCOUNT, "accounts/-")
+            if name != principal.account and not public:
+                raise not_found(name, f"your account is {principal.account}")
 
-        With a Content-Digest it may come in pieces: `Content-Range: bytes */SIZE` asks what is here (200: all of it;
-        308: as far as `Range` says), and `bytes N-.../SIZE` goes on from there.
-        """
-        gateway = self._gateway
-        size = gateway.files.verify("PUT", request.url.path, request.query_params)
-        resource, filename, _ = gateway.files.located(request.path_params["path"])
-        digest, wanted = request.headers.get("content-digest", ""), request.headers.get("content-range", "")
-        done = {"content-digest": digest} if digest else {}
-        if digest and await run_in_threadpool(uploads.has, gateway, resource, filename, size=size, digest=digest):
-            return Response(status_code=200, headers=done)
-        uploads.must_be_uploading(gateway.store.get(resource))
-        if wanted.startswith("bytes */"):
-            held = gateway.files.held(resource, filename, digest)
-            return Response(status_code=308, headers={"range": f"bytes=0-{held - 1}"} if held else {})
-        _check_range(request.headers.get("x-goog-content-length-range"), size)
-        start = _first_byte(wanted, size, digest=digest)
-        with gateway.files.incoming(resource, filename, size=size, digest=digest, start=start) as incoming:
-            async for chunk in request.stream():
-                await run_in_threadpool(incoming.write, chunk)
-            await run_in_threadpool(uploads.place, gateway, resource, filename, incoming=incoming)
-        return Response(status_code=200, headers=done)
+    def _answered(
+        self, call: Call, handler: Handler, wanted: idempotency.Wish | None, origin: audit.Origin, path: str
+    ) -> tuple[bytes, bool]:
+        """The answer's JSON, and whether it is a kept one; a change is in the audit log before it is answered."""
+        with roles.acting(call.principal):
+            self._check_owner(call, path)
+            error, answer, replayed = None, None, False
+            try:
+                if wanted is None:
+                    answer = self._encoded(call, handler)
+                else:
+                    answer, replayed = idempotency.answered(call, wanted, lambda call: self._encoded(call, handler))
+            except GatewayError as found:
+                error = found
+                raise
+            except Exception:
+                error = GatewayError("INTERNAL", "an unexpected error")
+                raise
+            finally:
+                if roles.changes(call.operation) and not replayed:
+                    self._record(call, answer, error, origin=origin, path=path)
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), replayed
 
-    async def _call(self, request: Request, match: Match) -> Call:
+    def _encoded(self, call: Call, handler: Handler) -> Any:
+        answer = handler(call)
+        response = call.operation.response
+        return answer if response is None else self._gateway.contract.emit(response, answer)
+
+    def _check_owner(self, call: Call, path: str) -> None:
+        if call.principal.role != "contributor" or idempotency.is_create(call.operation):
+            return
+        found = self._gateway.store.find("/".join(_resource(path).split("/")[:4]))
+        if found is not None:
+            roles.check_owner(call.principal, call.operation, found.private.get("owner"))
+
+    def _record(self, call: Call, answer: Any, error: GatewayError | None, *, origin: audit.Origin, path: str) -> None:
+        made = answer.get("name") if isinstance(answer, dict) and idempotency.is_create(call.operation) else None
+        audit.record(
+            self._log, call.principal, call.operation, params=call.params, body=call.body,
+            resource=made if isinstance(made, str) else _resource(path), origin=origin, error=error,
+        )  # fmt: skip
+
+    async def _call(self, request: Request, match: Match, principal: Principal) -> Call:
         contract, operation = self._gateway.contract, match.operation
         query = contract.query(operation, request.query_params.multi_items())
         body: dict[str, Any] = {}
@@ -228,96 +323,22 @@ class _Endpoints:
             )
             body, unknown = read.value, read.unknown
             body.pop("name", None)
+        if self._access.needs_keys and not operation.id.startswith("Trainer_Report"):  # a report's names are not ours
+            check_names(principal, [body, query.value])
         return Call(
             gateway=self._gateway, operation=operation, params=match.params, query=query.value, body=body,
             base_url=self._base_url or f"{request.url.scheme}://{request.url.netloc}", unknown=unknown + query.unknown,
-            upload=upload,
+            upload=upload, principal=principal,
         )  # fmt: skip
-
-
-class _Edge:
-    """The outermost layer: who may ask, how much, and what an answer always carries."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        request_id = request.headers.get("x-request-id", "")[:64] or secrets.token_hex(8)
-        started = False
-
-        async def sending(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode("latin-1", "replace")),
-                    (b"x-gateway-trainer", trainer.__version__.encode()),
-                ]
-            await send(message)
-
-        try:
-            _check_origin(request.headers)
-            await self._app(scope, _limited(request, receive), sending)
-        except GatewayError as error:
-            await _answer_error(error, scope, receive, sending, started=started)
-        except ClientDisconnect:
-            _log.info("%s %s: the client went away (request %s)", request.method, request.url.path, request_id)
-        except Exception:  # noqa: BLE001  (the edge of the process: logged, and answered without the traceback)
-            _log.exception("%s %s failed (request %s)", request.method, request.url.path, request_id)
-            error = GatewayError(
-                "INTERNAL", f"an unexpected error; the gateway's log has it under request {request_id}",
-                metadata={"request": request_id},
-            )  # fmt: skip
-            await _answer_error(error, scope, receive, sending, started=started)
-
-
-async def _answer_error(error: GatewayError, scope: Scope, receive: Receive, send: Send, *, started: bool) -> None:
-    if started:  # too late for a status: cutting the connection tells the client
-        raise error
-    await JSONResponse(error.body(), error.http_status, headers=error.headers())(scope, receive, send)
-
-
-def _limited(request: Request, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """`receive`, refusing bodies that are too long; files by signed URL have a limit of their own."""
-    if request.url.path.startswith("/files/"):
-        return receive
-    multipart = request.headers.get("content-type", "").startswith("multipart/")
-    limit = MULTIPART_LIMIT if multipart else JSON_LIMIT
-    way_out = "larger files go through :getUploadEndpoint" if multipart else "send files as uploads, not as JSON"
-    too_long = GatewayError(
-        "INVALID_ARGUMENT", f"the body is longer than {limit} bytes; {way_out}", reason="BODY_TOO_LONG", http_status=413
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_long
-    received = 0
-
-    async def receiving() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > limit:
-            raise too_long
-        return message
-
-    return receiving
 
 
 async def _json_body(request: Request, operation: Operation) -> Any:
     content = await request.body()
-    if not content:
-        if operation.body_required and request.method == "POST" and _needs_fields(operation):
-            raise invalid("the request has no body; this operation needs a JSON object")
-        return {}
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is not JSON: {error}") from error
+    if content:
+        return limits.read_json(content)
+    if operation.body_required and request.method == "POST" and _needs_fields(operation):
+        raise invalid("the request has no body; this operation needs a JSON object")
+    return {}
 
 
 def _needs_fields(operation: Operation) -> bool:
@@ -336,58 +357,34 @@ async def _multipart(request: Request) -> Upload:
     return Upload(Path(sent.filename).name, sent.file)
 
 
-def _check_range(header: str | None, size: int | None) -> None:
-    """The client's own statement of size, where it makes one, must allow the size that was signed."""
-    if header is None or size is None:
-        return
-    low, _, high = header.partition(",")
-    if not (low.strip().isdigit() and high.strip().isdigit() and int(low) <= size <= int(high)):
-        raise invalid(f"X-Goog-Content-Length-Range: got {header!r}; {size} bytes were declared for this URL")
+def _origin(request: Request) -> audit.Origin:
+    client = request.client.host if request.client else ""
+    return audit.Origin(note(request).request_id, request.headers.get("user-agent", ""), client)
 
 
-def _first_byte(content_range: str, size: int | None, *, digest: str) -> int:
-    """Where in the file the body begins, by its Content-Range `bytes N-M/SIZE`."""
-    if not content_range:
-        return 0
-    found = _CONTENT_RANGE.fullmatch(content_range)
-    if found is None or int(found[3]) != size or int(found[2]) + 1 != size or not digest:
-        raise invalid(
-            f"Content-Range: got {content_range[:80]!r}; a file goes on as 'bytes N-{(size or 1) - 1}/{size}', "
-            "with its Content-Digest"
-        )
-    return int(found[1])
+def _resource(path: str) -> str:
+    """The name that a raw path speaks of."""
+    head, colon, verb = path.rpartition(":")
+    return (head if colon and "/" not in verb else path).removeprefix("/v1/")
 
 
-def _check_origin(headers: Mapping[str, str]) -> None:
-    """A page of another site may not drive this gateway through the user's browser."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    origin = headers.get("origin")
-    for what, name in (("Host", host), ("Origin", urlsplit(origin).hostname or "" if origin else "localhost")):
-        if not is_loopback(name):
-            raise GatewayError(
-                "PERMISSION_DENIED",
-                f"{what} {name!r}: this gateway serves its own machine only; reach it as localhost or 127.0.0.1",
-                reason="NOT_LOOPBACK",
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """True when `host` can only mean this machine."""
-    if host in _LOOPBACK_NAMES:
-        return True
+def _trouble(gateway: Gateway) -> str:
+    """What stands in the way of answering; "" when nothing does."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        gateway.store.find("accounts/local")
+    except (GatewayError, SQLAlchemyError) as error:
+        _log.warning("not ready: %s", error)
+        return "the records cannot be read"
+    return "" if os.access(gateway.folder, os.W_OK) else "the state folder cannot be written"
 
 
-def _must_be_loopback(host: str) -> None:
-    if not is_loopback(host):
+def _must_have_keys(gateway: Gateway, host: str) -> None:
+    if not is_loopback(host) and not any_key(gateway.store):
         raise GatewayError(
-            "INVALID_ARGUMENT",
-            f"host {host!r}: this gateway has no users and keys yet, so it listens on this machine only; "
-            "use 127.0.0.1, ::1 or localhost (and ssh -L to reach it from another machine)",
-            reason="NOT_LOOPBACK",
+            "FAILED_PRECONDITION",
+            f"host {host!r}: without a key this gateway listens on this machine only (127.0.0.1, ::1 or localhost); "
+            "make one first: python -m trainer gateway keys create --account ACCOUNT --role admin",
+            reason="NO_KEYS",
         )
 
 
@@ -410,7 +407,8 @@ def _only_server(folder: Path) -> Iterator[None]:
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # With the protocol named, asyncio turns off the delay of small packets, which costs 40 ms an answer.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -418,7 +416,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             raise GatewayError(
                 "FAILED_PRECONDITION", f"{host}:{port} cannot be listened on ({error.strerror}); choose another port"
             ) from error
-        listener.listen(128)
+        listener.listen(_BACKLOG)
         yield listener
 
 
@@ -436,7 +434,11 @@ def _quiet_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write_server_file(folder: Path, url: str) -> None:
+def _write_server_file(folder: Path, url: str, key: str) -> None:
+    """Tell the owner's other processes where the server is and, where it asks for keys, the key of this start."""
     temporary = folder / f"{SERVER_FILE}.tmp"
-    temporary.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    found = {"url": url, "pid": os.getpid()} | ({"key": key} if key else {})
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(found) + "\n")
     temporary.replace(folder / SERVER_FILE)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic.alias_generators import to_camel
 
 from trainer.gateway.errors import invalid
 from trainer.gateway.gateway import Call, checked_id
-from trainer.gateway.listing import masked, next_token, page_of
+from trainer.gateway.listing import checked_mask, listed, masked
 from trainer.gateway.store import Resource, Transaction, resources
 
 Handler = Callable[[Call], Any]
@@ -52,17 +52,21 @@ class Family:
         return call.gateway.store.get(self.name(call))
 
     def answer(self, call: Call, resource: Resource) -> dict[str, Any]:
-        """The record as this call is to see it."""
-        return masked(self.present(call, resource), call.query.get("readMask", ""))
+        """The record as this call is to see it. Raises INVALID_ARGUMENT for a readMask with what is no field."""
+        mask = call.query.get("readMask", "")
+        if mask:
+            checked_mask(call.gateway.contract, self.schema, mask, what="readMask")
+        return masked(self.present(call, resource), mask)
 
 
 def new_resource(family: Family, call: Call, *, given_id: str | None, what: str, body: dict[str, Any]) -> Resource:
-    """A record to insert, with the client's id (validated, `what` names it) or one made here."""
+    """A record to insert, with the client's id (validated, `what` names it) or one made here; the caller owns it."""
     bare = checked_id(given_id, what=what) if given_id else secrets.token_hex(8)
     parent = call.parent()
     return Resource(
-        name=f"{parent}/{family.collection}/{bare}", collection=family.collection, parent=parent, id=bare, body=body
-    )
+        name=f"{parent}/{family.collection}/{bare}", collection=family.collection, parent=parent, id=bare, body=body,
+        private={"owner": call.principal.user},
+    )  # fmt: skip
 
 
 def get(family: Family) -> Handler:
@@ -71,18 +75,17 @@ def get(family: Family) -> Handler:
 
 
 def list_all(family: Family, *, parent: Callable[[Call], str] = Call.parent) -> Handler:
-    """GET of a collection below `parent`."""
+    """GET of a collection below `parent`; `-` for an id in the path stands for all there are."""
 
     def handle(call: Call) -> dict[str, Any]:
-        gateway = call.gateway
-        page = page_of(
-            gateway.contract, family.schema, collection=family.collection, parent=parent(call), query=call.query
-        )
-        found, more, total = gateway.store.page(page)
+        found = listed(
+            call.gateway, family.schema, collection=family.collection, parent=parent(replace(call, wildcards=True)),
+            query=call.query, default_order=call.operation.default_order,
+        )  # fmt: skip
         return {
-            family.collection: [family.answer(call, resource) for resource in found],
-            "nextPageToken": next_token(page, found[-1], query=call.query) if more else "",
-            "totalSize": total,
+            family.collection: [family.answer(call, resource) for resource in found.resources],
+            "nextPageToken": found.next_page_token,
+            "totalSize": found.total,
         }
 
     return handle
@@ -141,6 +144,7 @@ def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
         kept = {key: None for key in old.body if fields.get(key, True)}
         return {**kept, **call.body}
     changes: dict[str, Any] = {}
+    checked_mask(call.gateway.contract, family.schema, ",".join(mask), what="updateMask")
     for path in mask:
         parts = [to_camel(part) for part in path.split(".")]
         if not fields.get(parts[0], False):

@@ -1,0 +1,95 @@
+"""Long-running operations: begun, told of, ended, cancelled, and not forgotten by a restart."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway_kit import A, opened, raw, wait_for
+from trainer.gateway.client import GatewayClient
+from trainer.gateway.contract import load
+from trainer.gateway.errors import GatewayError, precondition
+from trainer.gateway.gateway import Call, Gateway
+from trainer.gateway.operations import Running
+
+URL = f"{A}/operations"
+
+
+def call(gateway: Gateway) -> Call:
+    operation = gateway.contract.operations["Gateway_PromoteCheckpoint"]
+    params = {"account_id": "local", "checkpoint_id": "c"}
+    return Call(gateway, operation, params, query={}, body={}, base_url="http://embedded")
+
+
+def done(client: GatewayClient, name: str) -> dict[str, Any]:
+    """The operation, once it is done."""
+    return wait_for(lambda: found if (found := client.get(name)).get("done") else None, name)
+
+
+def test_work_ends_in_a_response(tmp_path: Path) -> None:
+    goes_on = threading.Event()
+
+    def work(running: Running) -> dict[str, Any]:
+        running.tell(statusMessage="half")
+        goes_on.wait(10)
+        return {"@type": "type.googleapis.com/gateway.Model", "name": "accounts/local/models/m"}
+
+    with opened(tmp_path / "gateway") as (client, gateway):
+        began = gateway.operations.start(call(gateway), {"statusMessage": "begun"}, work)
+        assert (began["done"], began["metadata"]) == (False, {"statusMessage": "begun"})
+        assert load().check_answer("googlelongrunningOperation", began) == []
+        told = wait_for(lambda: client.get(began["name"])["metadata"]["statusMessage"] == "half", "half")
+        assert told
+        refused = raw(client, "DELETE", "/v1/" + began["name"])
+        assert (refused.status_code, refused.json()["code"]) == (400, 9)
+        goes_on.set()
+        ended = done(client, began["name"])
+        assert ended["response"]["name"] == "accounts/local/models/m"
+        assert "error" not in ended
+        assert [one["name"] for one in client.list("operations")] == [began["name"]]
+        assert raw(client, "POST", f"/v1/{began['name']}:cancel", json={}).json()["code"] == 9
+        assert raw(client, "DELETE", "/v1/" + began["name"]).json() == {}
+        assert raw(client, "GET", "/v1/" + began["name"]).status_code == 404
+
+
+@pytest.mark.parametrize(("error", "code"), [(precondition("not so"), 9), (RuntimeError("the secret"), 13)])
+def test_work_ends_in_an_error(tmp_path: Path, error: Exception, code: int, caplog: pytest.LogCaptureFixture) -> None:
+    def work(_running: Running) -> dict[str, Any]:
+        raise error
+
+    with opened(tmp_path / "gateway") as (client, gateway):
+        ended = done(client, gateway.operations.start(call(gateway), {}, work)["name"])
+        assert ended["error"]["code"] == code
+        assert "the secret" not in str(ended)
+        assert ("the secret" in caplog.text) == (code == 13)
+
+
+def test_work_is_cancelled_at_its_next_word(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def work(running: Running) -> dict[str, Any]:
+        asked.wait(10)
+        running.tell(statusMessage="on")
+        return {}
+
+    with opened(tmp_path / "gateway") as (client, gateway):
+        name = gateway.operations.start(call(gateway), {}, work, exclusive="accounts/local/models/m")["name"]
+        with pytest.raises(GatewayError, match=r"ABORTED.*being worked at"):
+            gateway.operations.start(call(gateway), {}, work, exclusive="accounts/local/models/m")
+        assert raw(client, "POST", f"/v1/{name}:cancel", json={}).json() == {}
+        asked.set()
+        assert done(client, name)["error"]["code"] == 1
+
+
+def test_work_of_a_process_that_is_gone_is_ended(tmp_path: Path) -> None:
+    goes_on = threading.Event()
+    with opened(tmp_path / "gateway") as (client, gateway):
+        name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(10)})["name"]
+        with gateway.store.transaction() as transaction:  # as another process, since ended, would have left it
+            transaction.save(transaction.get(name).changed(private={"process": "another"}))
+        gateway.operations._running.pop(name)
+        assert client.get(name)["error"]["code"] == 10
+        goes_on.set()
+        gateway.operations.close()
+        assert "response" not in client.get(name)

@@ -1,0 +1,167 @@
+"""Long-running operations (AIP-151): work that outlasts its request, and the record that tells how it goes.
+
+An operation is a record like any other, `accounts/{a}/operations/{id}`, so it survives a restart; its work does not.
+Work that ended with its process is found so by the process's number, and the operation then ends in ABORTED.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from trainer.gateway.errors import CODES, GatewayError, precondition
+from trainer.gateway.store import Resource, Store, body_value
+
+if TYPE_CHECKING:
+    from trainer.gateway.gateway import Call
+
+COLLECTION = "operations"
+_WORKERS = 4
+_PROCESS = secrets.token_hex(8)  # of this process: numbers are used again, and in a container are always the same
+_log = logging.getLogger("trainer.gateway")
+
+
+class Running:
+    """What the work of an operation has in hand."""
+
+    def __init__(self, operations: Operations, name: str) -> None:
+        self._operations, self.name = operations, name
+        self.cancelled = threading.Event()
+
+    def tell(self, **metadata: Any) -> None:
+        """Merge `metadata` into the operation's. Raises CANCELLED when somebody has asked for the end."""
+        if self.cancelled.is_set():
+            raise GatewayError("CANCELLED", f"{self.name} was cancelled")
+        self._operations.update(self.name, metadata=metadata)
+
+
+Work = Callable[[Running], Mapping[str, Any]]
+
+
+class Operations:
+    """The operations of one store, and this process's threads that work at them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: dict[str, Running] = {}
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def start(self, call: Call, metadata: Mapping[str, Any], work: Work, *, exclusive: str = "") -> dict[str, Any]:
+        """Begin `work` and return its operation, as the wire has it.
+
+        work: gets a `Running`, returns the response (with its "@type"); a GatewayError that it raises ends the
+        operation in that error. exclusive: a resource that one operation at a time may work at.
+        Raises ABORTED when another operation is at `exclusive`.
+        """
+        parent = call.parent()
+        with self._store.transaction() as transaction:
+            if exclusive:
+                self._must_be_free(
+                    transaction.every(COLLECTION, body_value(["done"]).as_boolean().is_(False)), exclusive
+                )
+            bare = secrets.token_hex(8)
+            new = Resource(
+                name=f"{parent}/{COLLECTION}/{bare}", collection=COLLECTION, parent=parent, id=bare,
+                body={"metadata": dict(metadata), "done": False},
+                private={"pid": os.getpid(), "process": _PROCESS, "exclusive": exclusive, "owner": call.principal.user},
+            )  # fmt: skip
+            made = transaction.insert(new)
+        running = Running(self, made.name)
+        with self._guard:
+            if self._closed:
+                raise GatewayError("UNAVAILABLE", "the gateway is stopping; ask again")
+            self._pool = self._pool or ThreadPoolExecutor(_WORKERS, thread_name_prefix="operation")
+            self._running[made.name] = running
+            self._pool.submit(contextvars.copy_context().run, self._work, running, work)
+        return shown(made)
+
+    def update(self, name: str, *, metadata: Mapping[str, Any] | None = None, **body: Any) -> None:
+        """Change the operation's record; one that has been deleted, or is done, stays so."""
+        with self._store.transaction() as transaction:
+            found = transaction.find(name)
+            if found is None or found.body["done"]:
+                return
+            merged = {**found.body.get("metadata", {}), **(metadata or {})}
+            transaction.save(found.changed({"metadata": merged, **body}))
+
+    def settled(self, found: Resource) -> Resource:
+        """The record, ended where the process that worked at it is gone."""
+        if found.body["done"] or found.name in self._running or _alive(found):
+            return found
+        self.update(found.name, done=True, error=status(GatewayError(
+            "ABORTED", "the gateway stopped before this was done; ask for it again"
+        )))  # fmt: skip
+        return self._store.get(found.name)
+
+    def cancel(self, found: Resource) -> None:
+        """Ask the work to end. Raises FAILED_PRECONDITION where it is done, or another process's."""
+        if found.body["done"]:
+            raise precondition(f"{found.name} is done; there is nothing to cancel", name=found.name)
+        with self._guard:
+            running = self._running.get(found.name)
+        if running is None:
+            raise precondition(f"{found.name} is worked at by another process; ask that one", name=found.name)
+        running.cancelled.set()
+
+    def close(self) -> None:
+        """Ask all work to end, and wait for it."""
+        with self._guard:
+            self._closed = True
+            for running in self._running.values():
+                running.cancelled.set()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self, running: Running, work: Work) -> None:
+        try:
+            response = dict(work(running))
+            self.update(running.name, done=True, response=response)
+        except GatewayError as error:
+            self.update(running.name, done=True, error=status(error))
+        except Exception:  # noqa: BLE001  (the edge of a thread: logged, and answered without the traceback)
+            _log.exception("%s failed", running.name)
+            error = GatewayError("INTERNAL", "an unexpected error; the gateway's log has it")
+            self.update(running.name, done=True, error=status(error))
+        finally:
+            with self._guard:
+                self._running.pop(running.name, None)
+
+    def _must_be_free(self, others: list[Resource], exclusive: str) -> None:
+        for other in others:
+            if other.private.get("exclusive") == exclusive and _alive(other):
+                raise GatewayError(
+                    "ABORTED", f"{exclusive} is being worked at by {other.name}; wait for that, or cancel it",
+                    metadata={"name": exclusive, "operation": other.name}, retry=False,
+                )  # fmt: skip
+
+
+def shown(found: Resource) -> dict[str, Any]:
+    """As the contract's googlelongrunningOperation has it."""
+    return {"name": found.name, **found.body}
+
+
+def status(error: GatewayError) -> dict[str, Any]:
+    """The error as google.rpc.Status."""
+    return {"code": CODES[error.code][0], "message": error.message, "details": error.details}
+
+
+def _alive(found: Resource) -> bool:
+    """True while the process that works at the operation is there."""
+    pid = found.private.get("pid", 0)
+    if pid == os.getpid():
+        return found.private.get("process") == _PROCESS
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process has the number now
+        return False
+    return True
