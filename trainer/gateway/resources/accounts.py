@@ -1,35 +1,42 @@
-"""accounts: exactly one, `accounts/local`, which owns everything in this gateway's folder."""
+"""accounts: each caller sees exactly one, its own; the one of the state folder is `accounts/local`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from trainer.gateway.gateway import ACCOUNT, Call, Gateway
-from trainer.gateway.listing import masked, page_of
+from trainer.gateway.listing import masked
+from trainer.gateway.resources import in_memory, users
 from trainer.gateway.store import Resource
 
 
-def ensure(gateway: Gateway) -> None:
-    """Make the account's record when the folder is new."""
-    if gateway.store.find(ACCOUNT) is None:
+def ensure(gateway: Gateway, name: str = ACCOUNT, *, email: str = "") -> Resource:
+    """The account's record, made when it is new; that of the folder itself with its one user."""
+    found = gateway.store.find(name)
+    if found is None:
         body = {
-            "displayName": "Local", "email": gateway.options.email, "state": "READY",
-            "status": {"code": "OK", "message": ""}, "accountType": "ACCOUNT_TYPE_UNSPECIFIED",
+            "displayName": name.rsplit("/", 1)[-1].capitalize(), "email": email or gateway.options.email,
+            "state": "READY", "status": {"code": "OK", "message": ""}, "accountType": "ACCOUNT_TYPE_UNSPECIFIED",
         }  # fmt: skip
         with gateway.store.transaction() as transaction:
-            if transaction.find(ACCOUNT) is None:
-                transaction.insert(Resource(name=ACCOUNT, collection="accounts", parent="", id="local", body=body))
+            found = transaction.find(name) or transaction.insert(
+                Resource(name=name, collection="accounts", parent="", id=name.rsplit("/", 1)[-1], body=body)
+            )
+    if name == ACCOUNT:
+        users.ensure(gateway)
+    return found
 
 
 def get(call: Call) -> dict[str, Any]:
-    """GET of the account."""
-    return masked(call.gateway.store.get(call.parent()).shown(), call.query.get("readMask", ""))
+    """GET of the caller's account."""
+    call.parent()
+    return masked(_own(call), call.query.get("readMask", ""))
 
 
 def list_all(call: Call) -> dict[str, Any]:
-    """GET of the accounts: the one there is."""
-    contract = call.gateway.contract
-    page = page_of(contract, "gatewayAccount", collection="accounts", parent="", query=call.query)
-    found, _, total = call.gateway.store.page(page)
-    shown = [masked(account.shown(), call.query.get("readMask", "")) for account in found]
-    return {"accounts": shown, "nextPageToken": "", "totalSize": total}
+    """GET of the accounts: the caller's."""
+    return in_memory.page([_own(call)], call.query, key=lambda account: account["name"], name="accounts")
+
+
+def _own(call: Call) -> dict[str, Any]:
+    return ensure(call.gateway, call.account, email=call.principal.email).shown()

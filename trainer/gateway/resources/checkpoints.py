@@ -13,8 +13,9 @@ from trainer import checkpoints
 from trainer.gateway import weights
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call, full_name
-from trainer.gateway.resources import models
-from trainer.gateway.resources.supervised_fine_tuning_jobs import KIND
+from trainer.gateway.job_families import FAMILIES, base_model
+from trainer.gateway.resources import jobs, models
+from trainer.gateway.standard import Handler
 from trainer.gateway.store import Resource
 
 _KIND_OF = {
@@ -24,17 +25,24 @@ _KIND_OF = {
 
 
 def promote(call: Call) -> dict[str, Any]:
-    """POST accounts/{a}/checkpoints/{c}:promote; the job is in the body."""
-    call.parent()
-    job = call.body["trainerJobId"]
+    """POST accounts/{a}/checkpoints/{c}:promote; the job is in the body, by its full name or a fine-tuning job's id."""
+    parent, job = call.parent(), call.body["trainerJobId"]
     if not job.startswith("accounts/"):
-        job = full_name(job, collection=KIND.collection, what="trainerJobId")
+        job = full_name(job, collection="supervisedFineTuningJobs", what="trainerJobId")
+    parts = job.split("/")
+    if len(parts) != 4 or parts[2] not in FAMILIES or not job.startswith(f"{parent}/"):
+        raise invalid(
+            f"trainerJobId: {job[:200]!r} is not a job of {parent}; expected {parent}/<collection>/<id>, with "
+            f"{', '.join(FAMILIES)}",
+            field="trainerJobId",
+        )
     return _promote(call, job)
 
 
-def promote_of_job(call: Call) -> dict[str, Any]:
-    """POST accounts/{a}/supervisedFineTuningJobs/{job}/checkpoints/{c}:promote."""
-    return _promote(call, f"{call.parent()}/{KIND.collection}/{call.params['supervised_fine_tuning_job_id']}")
+def promote_of_job(collection: str) -> Handler:
+    """POST accounts/{a}/<collection>/{job}/checkpoints/{c}:promote."""
+    records = jobs.family(collection)
+    return lambda call: _promote(call, records.name(call))
 
 
 def _promote(call: Call, job_name: str) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def _promote(call: Call, job_name: str) -> dict[str, Any]:
         )  # fmt: skip
     checkpoint = _readable(call, found)
     kind = _KIND_OF[next(name for name in checkpoint.types if name in _KIND_OF)]
-    base = call.body.get("baseModel") or job.body.get("baseModel") or ""
+    base = call.body.get("baseModel") or base_model(job)
     model = models.register(gateway, name, checkpoint.weights, body=_body(call, checkpoint, kind, base), job=job_name)
     return {"model": model.shown()}
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import Any
 
-from trainer.gateway import rowcheck, uploads
+from trainer.gateway import dataset_rows, job_families, uploads
 from trainer.gateway.errors import GatewayError, invalid, precondition
 from trainer.gateway.files import safe_name
 from trainer.gateway.gateway import Call
-from trainer.gateway.standard import Family, jobs_using, new_resource
+from trainer.gateway.resources import derived_datasets, external_rows
+from trainer.gateway.standard import Family, new_resource
 from trainer.gateway.store import Resource
-from trainer.jobs import JobState
-
-_ENDED = frozenset(str(state) for state in JobState if state.terminal)
 
 
 def _may_delete(call: Call, resource: Resource) -> None:
     with call.gateway.store.transaction() as transaction:
-        jobs = jobs_using(transaction, resource.name, fields=("dataset", "evaluationDataset"), ended=_ENDED)
+        jobs = job_families.using(transaction, resource.name)
     if jobs:
         raise precondition(f"{resource.name} is used by {jobs[0]}, which has not ended; cancel or delete that first")
 
@@ -36,18 +33,22 @@ FAMILY = Family(
 def create(call: Call) -> dict[str, Any]:
     """POST {"dataset": {...}, "datasetId": "..."}."""
     body = call.body
-    for field in ("sourceDatasetId", "filter"):
-        if body.get(field):
-            raise GatewayError(
-                "UNIMPLEMENTED", f"{field}: deriving a data set from another is not implemented; upload the rows"
-            )
-    if body["dataset"].get("externalUrl"):
-        raise GatewayError(
-            "UNIMPLEMENTED", "dataset.externalUrl: data sets in buckets cannot be read here; upload the file instead"
-        )
-    new = new_resource(FAMILY, call, given_id=body["datasetId"], what="datasetId", body=_new_body(body["dataset"]))
+    if url := body["dataset"].get("externalUrl"):
+        external_rows.check(url)
+    if body.get("filter") and not body.get("sourceDatasetId"):
+        raise invalid("filter: filters the rows of sourceDatasetId, which is missing", field="filter")
+    wanted = _new_body(body["dataset"])
+    new = new_resource(FAMILY, call, given_id=body["datasetId"], what="datasetId", body=wanted)
+    new = new.changed({"createdBy": call.principal.email or call.gateway.options.email})
+    if body.get("sourceDatasetId"):
+        return derived_datasets.transform(call, new).shown()
     with call.gateway.store.transaction() as transaction:
         return transaction.insert(new).shown()
+
+
+def split(call: Call) -> dict[str, Any]:
+    """POST :splitDataset."""
+    return derived_datasets.split(call, FAMILY.load(call))
 
 
 def get_upload_endpoint(call: Call) -> dict[str, Any]:
@@ -56,10 +57,22 @@ def get_upload_endpoint(call: Call) -> dict[str, Any]:
 
 
 def validate_upload(call: Call) -> dict[str, Any]:
-    """Read every row; READY when all is well. Repeating it on a READY data set does nothing."""
+    """Read every row; READY when all is well. Repeating it on a READY data set does nothing.
+
+    Rows at an externalUrl are fetched first, unless files have been declared.
+    """
     resource = FAMILY.load(call)
-    if resource.body.get("state") != uploads.READY:
+    if resource.body.get("state") == uploads.READY:
+        return {}
+    if not resource.body.get("externalUrl") or resource.private.get("declared"):
         _check(call, resource)
+        return {}
+    resource = external_rows.fetch(call.gateway, resource)
+    try:
+        _check(call, resource)
+    except GatewayError:
+        _forget(call, resource.name, external_rows.NAME)
+        raise
     return {}
 
 
@@ -87,8 +100,11 @@ def upload(call: Call) -> dict[str, Any]:
 
 
 def get_download_endpoint(call: Call) -> dict[str, Any]:
-    """Signed GET URLs for the files."""
-    return uploads.download_urls(call, FAMILY.load(call))
+    """Signed GET URLs for the files; with downloadLineage for those of all that the data set came from too."""
+    resource = FAMILY.load(call)
+    if call.query.get("downloadLineage"):
+        return derived_datasets.lineage(call, resource)
+    return uploads.download_urls(call, resource)
 
 
 def _new_body(given: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +121,8 @@ def _new_body(given: dict[str, Any]) -> dict[str, Any]:
 def _check(call: Call, resource: Resource) -> None:
     places = uploads.complete(call.gateway, resource)
     declared = resource.body.get("format")
-    rows = rowcheck.check(places.values(), declared=None if declared == "FORMAT_UNSPECIFIED" else declared)
-    found = {"exampleCount": str(rows.count), "format": rows.format, "estimatedTokenCount": str(rows.tokens)}
-    uploads.finish(call.gateway, resource, found)
+    rows = dataset_rows.check(places.values(), declared=None if declared == "FORMAT_UNSPECIFIED" else declared)
+    uploads.finish(call.gateway, resource.changed(private={"rows": rows.format}), rows.body())
 
 
 def _forget(call: Call, name: str, filename: str) -> None:
@@ -115,7 +130,7 @@ def _forget(call: Call, name: str, filename: str) -> None:
     with call.gateway.store.transaction() as transaction:
         found = transaction.find(name)
         if found is None:  # deleted meanwhile: nothing to keep
-            shutil.rmtree(call.gateway.files.folder(name), ignore_errors=True)
+            call.gateway.files.remove(name)
             return
         if found.body.get("state") != uploads.UPLOADING:  # another upload won: its files stand
             return
@@ -123,4 +138,4 @@ def _forget(call: Call, name: str, filename: str) -> None:
         declared.pop(filename, None)
         files.pop(filename, None)
         transaction.save(found.changed(private={"declared": declared, "files": files}))
-        call.gateway.files.path(name, filename).unlink(missing_ok=True)
+        call.gateway.files.discard(name, filename)

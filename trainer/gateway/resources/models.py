@@ -8,35 +8,51 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trainer.gateway import uploads, weights
+from trainer.gateway import base_models, job_families, model_checks, tunability, uploads, weights
 from trainer.gateway.errors import GatewayError, invalid, precondition
 from trainer.gateway.gateway import ACCOUNT, Call, Gateway
-from trainer.gateway.standard import Family, jobs_using, new_resource
+from trainer.gateway.standard import Family, list_all, new_resource
 from trainer.gateway.store import Resource
-from trainer.jobs import JobState
 from trainer.runs import shipped
 
 TINY = f"{ACCOUNT}/models/tiny"
-_ENDED = frozenset(str(state) for state in JobState if state.terminal)
 _OK = {"code": "OK", "message": ""}
 
 
 def _may_delete(call: Call, resource: Resource) -> None:
     with call.gateway.store.transaction() as transaction:
-        jobs = jobs_using(transaction, resource.name, fields=("baseModel", "warmStartFrom"), ended=_ENDED)
+        jobs = job_families.using(transaction, resource.name)
     if jobs:
         raise precondition(f"{resource.name} is used by {jobs[0]}, which has not ended; cancel or delete that first")
     if resource.name == TINY:
         raise precondition(f"{TINY} ships with the trainer and comes back at every start; it cannot be deleted")
 
 
+def present(call: Call, model: Resource) -> dict[str, Any]:
+    """The model as an answer shows it: what this machine can train of it is found anew each time."""
+    base = None
+    if name := (model.body.get("peftDetails") or {}).get("baseModel"):
+        base = base_models.body_of(call.gateway, name, parent=model.parent)
+    return {**model.shown(), **tunability.flags(model.body, base)}
+
+
 FAMILY = Family(
     collection="models",
     schema="gatewayModel",
     param="model_id",
+    present=present,
     may_delete=_may_delete,
     immutable=frozenset({"kind", "peftDetails", "baseModelDetails"}),
 )
+
+
+def get(call: Call) -> dict[str, Any]:
+    """GET of a model of the caller's, or of one that is known by name."""
+    name = f"{base_models.readable(call)}/models/{call.params['model_id']}"
+    return FAMILY.answer(call, call.gateway.store.get(name, base_models.way_out(name)))
+
+
+list_models = list_all(FAMILY, parent=base_models.readable)
 
 
 def create(call: Call) -> dict[str, Any]:
@@ -53,15 +69,11 @@ def create(call: Call) -> dict[str, Any]:
     body = {**given, "kind": kind, "state": uploads.UPLOADING, "status": _OK}
     new = new_resource(FAMILY, call, given_id=call.body["modelId"], what="modelId", body=body)
     with call.gateway.store.transaction() as transaction:
-        return transaction.insert(new).shown()
+        return present(call, transaction.insert(new))
 
 
 def get_upload_endpoint(call: Call) -> dict[str, Any]:
     """Signed PUT URLs for the declared files."""
-    if call.body.get("enableResumableUpload"):
-        raise invalid(
-            "enableResumableUpload: uploads here are one PUT per file; leave it false", field="enableResumableUpload"
-        )
     for name in call.body["filenameToSize"]:
         if Path(name).suffix.lower() in weights.PICKLES:
             raise invalid(f"{name}: pickled weights can run code when they are loaded; save them as .safetensors")
@@ -79,8 +91,8 @@ def validate_upload(call: Call) -> dict[str, Any]:
     if call.query.get("configOnly"):
         return _check_config(call, resource)
     places = uploads.complete(call.gateway, resource)
-    _finish(call.gateway, resource, places)
-    return {"warnings": _warnings(places)}
+    finish(call.gateway, resource, places)
+    return {"warnings": [*model_checks_of(call.gateway, resource, places), *_warnings(places)]}
 
 
 def get_download_endpoint(call: Call) -> dict[str, Any]:
@@ -108,7 +120,7 @@ def register(
             transaction.delete(name)
         new = transaction.insert(
             Resource(
-                name=name, collection="models", parent=ACCOUNT, id=name.rsplit("/", 1)[-1],
+                name=name, collection="models", parent=name.rpartition("/models/")[0], id=name.rsplit("/", 1)[-1],
                 body={**body, **({"fineTuningJob": job} if job else {}), "state": uploads.UPLOADING, "status": _OK},
             )
         )  # fmt: skip
@@ -120,11 +132,12 @@ def register(
     sizes = {file: entry["size"] for file, entry in taken.items()}
     with gateway.store.transaction() as transaction:
         recorded = transaction.save(new.changed(private={"files": taken, "declared": sizes}))
-        return _finish(gateway, recorded, uploads.complete(gateway, recorded))
+        return finish(gateway, recorded, uploads.complete(gateway, recorded))
 
 
 def ensure_tiny(gateway: Gateway) -> None:
-    """Register the tiny base model that ships with the package, where it ships; again when it has changed."""
+    """Register the base models that are known by name, and the tiny one that ships with the package, where it ships."""
+    base_models.ensure(gateway)
     try:
         folder = shipped("models/tiny")
     except FileNotFoundError:  # an installation without it: the gateway works, one base model poorer
@@ -139,17 +152,30 @@ def ensure_tiny(gateway: Gateway) -> None:
         if old is not None:
             transaction.delete(TINY)
         body = {
-            "displayName": "tiny", "kind": "HF_BASE_MODEL", "supportsLora": True, "supervisedLoraTunable": True,
+            "displayName": "tiny", "kind": "HF_BASE_MODEL", "supportsLora": True,
             "description": "A very small base model that ships with trainer, for trying things on a CPU.",
-            "supervisedFullParameterTunable": True, "tunable": True,
         }  # fmt: skip
         registered = register(gateway, TINY, folder, body=body, link=False)
         transaction.save(registered.changed(private={"shipped": stamp}))
 
 
-def _finish(gateway: Gateway, resource: Resource, places: dict[str, Path]) -> Resource:
+def model_checks_of(gateway: Gateway, resource: Resource, places: dict[str, Path]) -> list[str]:
+    """Check that the files fit together; returns warnings. Raises INVALID_ARGUMENT naming the tensor."""
     kind = resource.body["kind"]
     weights.check_model(places, kind=kind)
+    if kind not in weights.ADDON_KINDS:
+        return model_checks.check_base(places)
+    given = (resource.body.get("peftDetails") or {}).get("baseModel", "")
+    name = given or str(weights.read_json(places, "adapter_config.json").get("base_model_name_or_path"))
+    base = gateway.store.find(name) if name.startswith(f"{resource.parent}/models/") else None
+    here = base is not None and base.body.get("state") == uploads.READY
+    return model_checks.check_adapter(places, uploads.complete(gateway, base) if base is not None and here else None)
+
+
+def finish(gateway: Gateway, resource: Resource, places: dict[str, Path]) -> Resource:
+    """READY, with what the files tell. Raises INVALID_ARGUMENT for files that do not fit together."""
+    kind = resource.body["kind"]
+    model_checks_of(gateway, resource, places)
     found: dict[str, Any] = {}
     if kind in weights.ADDON_KINDS:
         given = resource.body.get("peftDetails", {})

@@ -1,4 +1,4 @@
-"""supervisedFineTuningJobs:report (ours): a run trained elsewhere on this machine tells what happens to it.
+"""<jobs>:report (ours): a run trained elsewhere on this machine tells what happens to it.
 
 The first report brings the job and makes its record, which the scheduler never runs; every report brings events.
 """
@@ -9,38 +9,41 @@ from typing import Any
 
 from trainer.gateway import events
 from trainer.gateway.errors import precondition
-from trainer.gateway.gateway import Call, full_name
-from trainer.gateway.resources.supervised_fine_tuning_jobs import FAMILY, read
-from trainer.gateway.standard import new_resource
-from trainer.jobs import JobState
+from trainer.gateway.gateway import Call
+from trainer.gateway.job_families import FAMILIES, JobFamily, value_at, with_value
+from trainer.gateway.resources import jobs
+from trainer.gateway.standard import Handler, new_resource
 
 
-def report(call: Call) -> dict[str, Any]:
+def report(collection: str) -> Handler:
     """POST {"job": {...}, "events": [...]}; answers the number of the last event applied."""
-    name = FAMILY.name(call)
-    parsed = events.parse(call.body.get("events", []))
-    if "job" in call.body:
-        _ensure(call, name)
-    found = FAMILY.load(call)
-    if not found.private.get("external"):
-        raise precondition(
-            f"{name} is run by this gateway, which watches its worker itself; report a run under an id of its own",
-            name=name,
-        )
-    return {"ackedSeq": events.apply(call.gateway, name, parsed)}
+    kind, records = FAMILIES[collection], jobs.family(collection)
+
+    def handle(call: Call) -> dict[str, Any]:
+        name = records.name(call)
+        parsed = events.parse(call.body.get("events", []))
+        if "job" in call.body:
+            _ensure(call, kind, name)
+        found = records.load(call)
+        if not found.private.get("external"):
+            raise precondition(
+                f"{name} is run by this gateway, which watches its worker itself; report a run under an id of its own",
+                name=name,
+            )
+        return {"ackedSeq": events.apply(call.gateway, name, parsed)}
+
+    return handle
 
 
-def _ensure(call: Call, name: str) -> None:
+def _ensure(call: Call, kind: JobFamily, name: str) -> None:
     with call.gateway.store.transaction() as transaction:
         if transaction.find(name) is not None:
             return
-        request = read(call.gateway, call.body["job"], external=True)
-        job_id = call.params[FAMILY.param]
-        output = full_name(request.job.output_model or job_id, collection="models", what="job.outputModel")
-        body = {
-            **request.body, "outputModel": output, "state": str(JobState.CREATING),
-            "createdBy": call.gateway.options.email, "status": {"code": "OK", "message": ""},
-            "jobProgress": {"percent": 0, "epoch": 0},
-        }  # fmt: skip
-        new = new_resource(FAMILY, call, given_id=job_id, what="supervisedFineTuningJobId", body=body)
+        jobs.must_be_runnable(kind)
+        request = jobs.read(call.gateway, kind, call.body["job"], parent=call.parent(), external=True)
+        job_id, path = call.params[kind.param], kind.setting("outputModel")
+        wanted = value_at(request.body, path) or job_id
+        output = jobs.output_name(wanted, what=f"job.{path}", parent=call.parent())
+        body = with_value({**request.body, **jobs.begun(call)}, path, output)
+        new = new_resource(jobs.family(kind.collection), call, given_id=job_id, what=f"{kind.singular}Id", body=body)
         transaction.insert(new.changed(private={"external": True}))

@@ -1,0 +1,144 @@
+"""Accounts, users, keys, secrets, quotas and the audit log over the wire."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.family_kit import ask, refused
+from tests.gateway_kit import A, opened, raw
+from trainer.gateway import keys
+from trainer.gateway.client import GatewayClient
+from trainer.gateway.errors import GatewayError
+from trainer.gateway.gateway import Gateway
+from trainer.gateway.resources.secrets import value_of
+
+PLANTED = "hf_planted-secret-value"
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
+    with opened(tmp_path / "gateway") as found:
+        yield found
+
+
+@pytest.fixture
+def client(both: tuple[GatewayClient, Gateway]) -> GatewayClient:
+    return both[0]
+
+
+def test_one_account_and_its_user(client: GatewayClient) -> None:
+    assert [one["name"] for one in ask(client, "GET", "/v1/accounts?pageSize=2")["accounts"]] == ["accounts/local"]
+    users = ask(client, "GET", f"{A}/users")["users"]
+    assert [(one["name"], one["role"], one["state"]) for one in users] == [
+        ("accounts/local/users/local", "admin", "READY")
+    ]
+
+
+def test_users(client: GatewayClient) -> None:
+    made = ask(client, "POST", f"{A}/users?userId=ann", {"role": "user", "displayName": "Ann"})
+    assert (made["name"], made["email"]) == ("accounts/local/users/ann", "ann@local")
+    assert refused(client, "POST", f"{A}/users?userId=ann", {"role": "user"})[0] == 409
+    assert "role" in refused(client, "POST", f"{A}/users", {"role": "boss"})[1]
+    assert refused(client, "POST", f"{A}/users", {"role": "custom"})[0] == 501
+    assert ask(client, "PATCH", f"{A}/users/ann?updateMask=role", {"role": "contributor"})["role"] == "contributor"
+    assert "role" in refused(client, "PATCH", f"{A}/users/ann?updateMask=role", {"role": "boss"})[1]
+    assert ask(client, "GET", f"{A}/users/ann")["role"] == "contributor"
+    assert ask(client, "GET", f"{A}/users")["totalSize"] == 2
+
+
+def test_a_key_is_shown_once_and_follows_its_user(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    ask(client, "POST", f"{A}/users?userId=ann", {"role": "user"})
+    url = f"{A}/users/ann/apiKeys"
+    wanted = {"displayName": "laptop", "expireTime": "2999-01-01T00:00:00Z", "annotations": {"where": "desk"}}
+    made = ask(client, "POST", url, {"apiKey": wanted})
+    assert (made["displayName"], made["secure"], made["annotations"]) == ("laptop", True, {"where": "desk"})
+    assert keys.Verifier(gateway.store).verify(made["key"]).user == "ann"
+    ask(client, "PATCH", f"{A}/users/ann?updateMask=role", {"role": "inference-user"})
+    assert keys.Verifier(gateway.store).verify(made["key"]).role == "inference-user"
+    second = ask(client, "POST", url, {"apiKey": {}})
+    listed = raw(client, "GET", url)
+    assert made["key"] not in listed.text
+    assert second["key"] not in listed.text
+    assert [one["keyId"] for one in listed.json()["apiKeys"]] == [made["keyId"], second["keyId"]]
+    first = ask(client, "GET", url, params={"pageSize": 1})
+    rest = ask(client, "GET", url, params={"pageSize": 1, "pageToken": first["nextPageToken"]})
+    assert [one["keyId"] for one in rest["apiKeys"]] == [second["keyId"]]
+    assert rest["nextPageToken"] == ""
+    assert ask(client, "POST", f"{url}:delete", {"keyId": made["keyId"]}) == {}
+    with pytest.raises(GatewayError, match="UNAUTHENTICATED"):
+        keys.Verifier(gateway.store).verify(made["key"])
+    assert refused(client, "POST", f"{url}:delete", {"keyId": made["keyId"]})[0] == 404
+    assert refused(client, "POST", f"{A}/users/local/apiKeys:delete", {"keyId": second["keyId"]})[0] == 404
+    assert refused(client, "GET", f"{A}/users/none/apiKeys")[0] == 404
+    assert "expireTime" in refused(client, "POST", url, {"apiKey": {"expireTime": "2001-01-01T00:00:00Z"}})[1]
+    assert "pageToken" in refused(client, "GET", url, params={"pageToken": "%%"})[1]
+
+
+def test_a_secret_never_comes_back(both: tuple[GatewayClient, Gateway], caplog: pytest.LogCaptureFixture) -> None:
+    client, gateway = both
+    body = {"keyName": "HF_TOKEN", "name": "hf-token", "value": PLANTED, "shadow": PLANTED}
+    answers = [
+        raw(client, "POST", f"{A}/secrets", json=body), raw(client, "POST", f"{A}/secrets", json=body),
+        raw(client, "GET", f"{A}/secrets/hf-token"), raw(client, "GET", f"{A}/secrets"),
+        raw(client, "PATCH", f"{A}/secrets/hf-token", json={**body, "value": f"{PLANTED}-2"}),
+        raw(client, "GET", f"{A}/secrets/hf-token?readMask=value"), raw(client, "GET", f"{A}/auditLogs"),
+        raw(client, "POST", f"{A}/secrets", json={"keyName": "X", "name": "x", "value": [PLANTED]}),
+        raw(client, "GET", f"{A}/secrets", params={"filter": 'value="a"'}),
+    ]  # fmt: skip
+    assert [answer.status_code for answer in answers[:6]] == [200, 409, 200, 200, 200, 200]
+    assert answers[2].json() == {"name": "accounts/local/secrets/hf-token", "keyName": "HF_TOKEN"}
+    for answer in answers:
+        assert PLANTED not in answer.text
+    assert PLANTED not in caplog.text
+    name = "accounts/local/secrets/hf-token"
+    assert value_of(gateway, name, parent="accounts/local") == f"{PLANTED}-2"
+    with pytest.raises(GatewayError, match="NOT_FOUND"):
+        value_of(gateway, name, parent="accounts/other")
+    for path in gateway.folder.rglob("*"):
+        assert not path.is_file() or PLANTED.encode() not in path.read_bytes(), path
+    assert ask(client, "DELETE", f"{A}/secrets/hf-token") == {}
+    assert refused(client, "GET", f"{A}/secrets/hf-token")[0] == 404
+
+
+def test_what_a_secret_may_be(client: GatewayClient) -> None:
+    assert "value" in refused(client, "POST", f"{A}/secrets", {"keyName": "X", "name": "x"})[1]
+    assert "keyName" in refused(client, "POST", f"{A}/secrets", {"keyName": "a b", "name": "x", "value": "v"})[1]
+    made = ask(client, "POST", f"{A}/secrets", {"keyName": "WANDB_API_KEY", "name": "", "value": "v"})
+    assert made["name"] == "accounts/local/secrets/wandb-api-key"
+    changed = ask(client, "PATCH", f"{A}/secrets/wandb-api-key?updateMask=key_name", {"keyName": "OTHER", "value": ""})
+    assert changed["keyName"] == "OTHER"
+
+
+def test_quotas(client: GatewayClient) -> None:
+    listed = ask(client, "GET", f"{A}/quotas")["quotas"]
+    names = [one["name"] for one in listed]
+    assert names == ["accounts/local/quotas/gpus", "accounts/local/quotas/running-jobs"]
+    assert "value" not in listed[1]
+    assert listed[1]["usage"] == 0
+    url = f"{A}/quotas/running-jobs"
+    changed = ask(client, "PATCH", f"{url}?updateMask=value,max_value", {"value": "2", "maxValue": 3})
+    assert (changed["value"], changed["maxValue"]) == ("2", "3")
+    assert ask(client, "GET", url)["value"] == "2"
+    assert "maxValue" in refused(client, "PATCH", url, {"value": "4"})[1]
+    assert "value" in refused(client, "PATCH", url, {"value": "-1"})[1]
+    assert refused(client, "PATCH", f"{A}/quotas/wishes?allowMissing=true", {"value": "1"})[0] == 404
+    assert "updateMask" in refused(client, "PATCH", f"{url}?updateMask=usage", {})[1]
+    assert "value" not in ask(client, "PATCH", f"{url}?updateMask=value", {})
+
+
+def test_the_log_has_names_of_fields_only(client: GatewayClient) -> None:
+    ask(client, "POST", f"{A}/users?userId=ann", {"role": "user", "displayName": "Planted"})
+    refused(client, "POST", f"{A}/users?userId=ann", {"role": "user"})
+    log = ask(client, "GET", f"{A}/auditLogs")
+    assert [one["status"]["code"] for one in log["auditLogs"][:2]] == ["ALREADY_EXISTS", "OK"]
+    assert log["auditLogs"][1]["resource"] == "accounts/local/users/ann"
+    assert "Planted" not in json.dumps(log)
+    assert "filter" in refused(client, "GET", f"{A}/auditLogs?filter=a")[1]
+
+
+def test_there_are_no_sessions_to_refresh(client: GatewayClient) -> None:
+    status, message = refused(client, "POST", "/v1/auth/refresh", {"refreshToken": "abc"})
+    assert (status, "no sessions" in message, "abc" in message) == (401, True, False)
