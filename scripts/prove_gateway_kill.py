@@ -102,6 +102,8 @@ def jobs_survive(top: Path, *, workers: str, seed: int) -> list[str]:
         client.close()
     finally:
         gateway.stop()
+        if sys.exc_info()[0] is not None:
+            print((home / "gateway.log").read_text(errors="replace")[-2000:], file=sys.stderr)
     print(f"round {seed}: {gateway.kills} kills", end=", ")
     return [f"seed {seed}: {breach}" for name in names for breach in _checked(home, name)]
 

@@ -2,12 +2,12 @@
 
     python scripts/prove_resume.py --rounds 50
 
-A round takes one of four small jobs on the shipped tiny model (LoRA with dropout or all parameters, packed by tokens
-or by rows, saved now or in the background, with and without early stopping), kills its worker once or twice by SIGKILL,
-at a random time or at a chosen moment (a training call, an evaluation or a sample, any operation of a save on the disk,
-the hand-over), starts it again until it ends, and compares metrics, samples, ledgers, model, the checkpoints' weights,
-optimizer, random state and cursor with those of an uninterrupted run. Prints a line per round and N/N; exit 1 on any
-difference. CPU only: that is where bits repeat.
+A round takes one of six small jobs on the shipped tiny model (rows or pairs, LoRA with dropout or all parameters,
+packed by tokens or by rows, saved now or in the background, with and without early stopping), kills its worker once or
+twice by SIGKILL, at a random time or at a chosen moment (a training call, a reference pass, an evaluation or a sample,
+any operation of a save on the disk, the hand-over), starts it again until it ends, and compares metrics, samples,
+ledgers, reference log-probs, model, the checkpoints' weights, optimizer, random state and cursor with those of an
+uninterrupted run. Prints a line per round and N/N; exit 1 on any difference. CPU only: that is where bits repeat.
 """
 
 from __future__ import annotations
@@ -39,27 +39,38 @@ from trainer.jobs import JobState
 from trainer.runs import Inputs, RowSource, RunSpec, shipped
 
 _COMMON = (
-    "gateway=off", "model=tiny", "engine.device=cpu", "engine.threads=1", "data=quickstart", "data.max_rows=96",
-    "job.epochs=2", "train.evaluate_every_steps=3", "train.checkpoint_every_steps=2", "train.score_rows=4",
-    "train.sample_rows=2", "train.sample_max_tokens=8", "job.learning_rate=0.01",
+    "gateway=off", "model=tiny", "engine.device=cpu", "engine.threads=1", "data.max_rows=96",
+    "train.evaluate_every_steps=3", "train.checkpoint_every_steps=2", "train.score_rows=4",
+    "train.sample_rows=2", "train.sample_max_tokens=8",
 )  # fmt: skip
+_ROWS = ("data=quickstart", "job.epochs=2", "job.learning_rate=0.01")
+_PAIRS = ("job=dpo", "data=pairs", "job.training_config.epochs=2", "job.loss_config.dpo.ref_cache_batch_size=16")
 JOBS: dict[str, tuple[str, ...]] = {
-    "lora by tokens": ("job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size=320"),
+    "lora by tokens": (*_ROWS, "job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size=320"),
     "lora by rows, in the background": (
-        "job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size_samples=10", "job.gradient_accumulation_steps=2",
-        "train.async_checkpoints=true",
+        *_ROWS, "job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size_samples=10",
+        "job.gradient_accumulation_steps=2", "train.async_checkpoints=true",
     ),
     "full by tokens, early stop": (
-        "job.lora_rank=0", "job.batch_size=320", "job.early_stop=true", "train.score_every_evaluation=true",
+        *_ROWS, "job.lora_rank=0", "job.batch_size=320", "job.early_stop=true", "train.score_every_evaluation=true",
         "job.learning_rate=0.003",
     ),
-    "full by rows": ("job.lora_rank=0", "job.batch_size_samples=20", "job.learning_rate=0.003"),
+    "full by rows": (*_ROWS, "job.lora_rank=0", "job.batch_size_samples=20", "job.learning_rate=0.003"),
+    "pairs, lora by pairs": (
+        *_PAIRS, "job.training_config.lora_rank=4", "job.training_config.lora_dropout=0.1",
+        "job.training_config.batch_size_samples=16", "job.training_config.learning_rate=0.003",
+    ),
+    "pairs, full by tokens, early stop": (
+        *_PAIRS, "job.training_config.lora_rank=0", "job.training_config.batch_size=512", "train.early_stop=true",
+        "train.best_metric=eval/preference", "train.best_mode=max", "job.training_config.learning_rate=0.001",
+    ),
 }  # fmt: skip
 _CALLS = ("forward_backward", "optim_step", "forward", "sample", "save_weights", "save_state")
 _DISK = ("make_folder", "write", "sync_file", "sync_folder", "rename", "remove_tree")
 _COUNTS = "counts.json"
 _COMPOSING = threading.Lock()  # hydra composes one configuration at a time
 _HELD_OUT_ROWS = 24
+_HELD_OUT_PAIRS = "held_out_pairs.jsonl"
 _SECONDS = 300  # of one worker
 
 
@@ -150,9 +161,10 @@ def make_run(folder: Path, words: tuple[str, ...], held_out: Path) -> Path:
     """A run's folder with its run.json."""
     with _COMPOSING:
         composed = compose([*_COMMON, *words])
-    train = shipped("datasets/quickstart/train.jsonl")
+    if composed.kind == "dpo":
+        held_out = held_out.with_name(_HELD_OUT_PAIRS)
     inputs = Inputs(
-        base_model=composed.model.path, train=RowSource(name="train", path=str(train)),
+        base_model=composed.model.path, train=RowSource(name="train", path=composed.job.dataset),
         evaluation=RowSource(name="eval", path=str(held_out)),
     )  # fmt: skip
     composed.spec("run", inputs, created="2026-01-01T00:00:00Z").save(folder)
@@ -232,7 +244,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _repeatable(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for pattern in ("metrics.jsonl", "samples.json", "ledger*.json", "model/**/*", "checkpoints/**/*"):
+    for pattern in ("metrics.jsonl", "samples.json", "ledger*.json", "model/**/*", "checkpoints/**/*",
+                    "reference/**/*"):  # fmt: skip
         for path in folder.glob(pattern):
             if path.is_file() and path.name != "manifest.json":
                 yield str(path.relative_to(folder)), path.read_bytes()
@@ -242,11 +255,10 @@ def _repeatable(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield str(path.relative_to(folder)), json.dumps(manifest).encode()
 
 
-def prove(rounds: int, *, seed: int, side_by_side: int, top: Path) -> int:
-    """Print a line per round and the count; returns how many rounds differed."""
-    names = list(JOBS)[: max(1, min(rounds, len(JOBS)))]
-    rows = shipped("datasets/quickstart/eval.jsonl").read_text().splitlines(keepends=True)
-    _held_out(top).write_text("".join(rows[:_HELD_OUT_ROWS]))
+def prove(rounds: int, *, seed: int, side_by_side: int, top: Path, only: str = "") -> int:
+    """Print a line per round and the count; returns how many rounds differed. `only`: jobs with that in their name."""
+    names = [name for name in JOBS if only in name][: max(1, min(rounds, len(JOBS)))]
+    write_held_out(top)
     failed = 0
 
     def whole_of(name: str) -> Baseline:
@@ -271,6 +283,13 @@ def prove(rounds: int, *, seed: int, side_by_side: int, top: Path) -> int:
     return failed
 
 
+def write_held_out(top: Path) -> None:
+    """The first held-out rows and pairs that ship, as files in `top`."""
+    for source, target in (("quickstart", _held_out(top)), ("pairs", top / _HELD_OUT_PAIRS)):
+        rows = shipped(f"datasets/{source}/eval.jsonl").read_text().splitlines(keepends=True)
+        target.write_text("".join(rows[:_HELD_OUT_ROWS]))
+
+
 def _held_out(top: Path) -> Path:
     return top / "held_out.jsonl"
 
@@ -283,6 +302,7 @@ def _folder(top: Path, name: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--only", default="", help="only jobs with this in their name, such as pairs")
     parser.add_argument("--seed", type=int, default=0, help="another seed kills at other moments")
     parser.add_argument("--side-by-side", type=int, default=min(4, os.cpu_count() or 1), help="rounds at a time")
     parser.add_argument("--victim", type=Path, help=argparse.SUPPRESS)
@@ -291,7 +311,7 @@ def main() -> int:
     if options.victim:
         return be_victim(options.victim, options.at)
     top = Path(tempfile.mkdtemp(prefix="prove-resume-"))
-    failed = prove(options.rounds, seed=options.seed, side_by_side=options.side_by_side, top=top)
+    failed = prove(options.rounds, seed=options.seed, side_by_side=options.side_by_side, top=top, only=options.only)
     if not failed:
         shutil.rmtree(top)
     return 1 if failed else 0

@@ -124,6 +124,11 @@ def lineage(spec: RunSpec, folder: Path, *, cache: Path | None = None) -> dict[s
     }
 
 
+def model_files(name: str, revision: str | None, *, cache: Path | None = None) -> dict[str, Any]:
+    """The files of a model folder or hub id with their digests, as `lineage.json` has them."""
+    return _model(name, revision, _Digests(cache))
+
+
 def digest(path: Path, *, cache: Path | None = None) -> dict[str, Any]:
     """file, bytes, sha256 and how it was had, of one file."""
     return _Digests(cache).entry(path)

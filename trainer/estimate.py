@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trainer.data.batches import plan_figures
-from trainer.data.datum import Datum
+from trainer.data.datum import Example, Pair
 from trainer.disk import write_whole
 from trainer.machine import Look, Machine
 from trainer.prices import Prices, read_prices
@@ -38,6 +38,7 @@ FUSED_TOKENS = 4096
 FUSED_KINDS = {"llama", "qwen2", "qwen3"}
 MAX_TILE_ELEMENTS = 2**25
 
+_WORKER_HELD = 250 * MIB  # by a worker with torch that has read its rows
 _STILL_TO_LOAD = 100 * MIB  # peft and the engine's modules, which a worker has not imported when it estimates
 _CUDA_CONTEXT, _CUDA_LIBRARIES = GIB // 2, 2 * GIB  # on the GPU; in the host's memory
 _SLACK = {"cpu": 1.4, "cuda": 1.1, "mps": 1.2}  # what the allocator holds over what is live at the worst moment
@@ -63,6 +64,7 @@ class Workload:
     longest_prompt: int
     evaluations: int
     checkpoints: int
+    reference_tokens: int = 0
 
 
 class Memory(Closed):
@@ -96,6 +98,8 @@ class Estimate(Closed):
     tokens: int
     trained_tokens: int
     seconds: float | None
+    seconds_least: float | None = Field(default=None, description="At best, by what runs like it have taken.")
+    seconds_most: float | None = Field(default=None, description="At worst, beside what else ran when it began.")
     cost: float | None
     currency: str
     parameters: int | None
@@ -111,7 +115,7 @@ class Estimate(Closed):
     def lines(self) -> list[str]:
         """For people."""
         how = f"  ({self.speed.tokens_per_second:,.0f} tokens/s: {self.speed.source})" if self.speed else ""
-        took = "unknown time" if self.seconds is None else f"about {clock(self.seconds)}"
+        took = "unknown time" if self.seconds is None else f"about {clock(self.seconds)}{self._between()}"
         money = "unknown" if self.cost is None else f"{self.cost:.2f} {self.currency}"
         lines = [
             f"estimate: {self.steps:,} steps, {self.tokens:,} tokens ({self.trained_tokens:,} trained), {took}, "
@@ -128,6 +132,17 @@ class Estimate(Closed):
             f"  memory: peak about {size(m.peak)} of {size(self.have)} free ({words})",
             f"  checkpoints: {size(s.checkpoint)} each, {size(s.kept)} kept at the end; model {size(s.model)}",
         ]
+
+    def _between(self) -> str:
+        if self.seconds_least is None or self.seconds_most is None:
+            return ""
+        return f" (between {clock(self.seconds_least)} and {clock(self.seconds_most)})"
+
+
+def between(rate: Speed, seconds: float, machine: Machine) -> tuple[float, float]:
+    """Seconds at best and at worst. A busy machine makes a run on its CPU longer, and nobody knows for how long."""
+    slower = machine.busy if machine.device == "cpu" else 1.0
+    return seconds * rate.fastest, seconds * rate.slowest * slower
 
 
 def foresee(spec: RunSpec, load: Workload, *, folder: Path | None, look: Look, tell: Callable[[str], None]) -> Estimate:
@@ -151,8 +166,11 @@ def foresee(spec: RunSpec, load: Workload, *, folder: Path | None, look: Look, t
     return found
 
 
-def workload(spec: RunSpec, train: Sequence[Datum], *, held_out: Sequence[Datum], prompts: Sequence[int]) -> Workload:
-    """Count what a run goes through; `prompts` are the lengths of the questions that are answered."""
+def workload(
+    spec: RunSpec, train: Sequence[Example], *, held_out: Sequence[Example], prompts: Sequence[int]
+) -> Workload:
+    """Count what a run goes through; `prompts` are the lengths of the questions that are answered. A pair counts as
+    one row of the length of both sides, which is how micro-batches take it."""
     hyper = spec.hyper
     lengths = [datum.length for datum in train]
     figures = plan_figures(
@@ -176,7 +194,14 @@ def workload(spec: RunSpec, train: Sequence[Datum], *, held_out: Sequence[Datum]
         longest_prompt=max(prompts, default=0),
         evaluations=(1 + times(spec.train.evaluate_every_steps)) if held_out else 0,
         checkpoints=times(spec.train.checkpoint_every_steps),
+        reference_tokens=_reference_tokens(spec, [*train, *held_out]),
     )
+
+
+def _reference_tokens(spec: RunSpec, examples: Sequence[Example]) -> int:
+    """Tokens of the pass over all pairs that a loss with a reference begins with."""
+    asked = "reference" in spec.objective.get("reads", ())
+    return sum(example.length for example in examples if isinstance(example, Pair)) if asked else 0
 
 
 def estimate(
@@ -190,7 +215,7 @@ def estimate(
 ) -> Estimate:
     """All of it, from numbers alone."""
     gpu = machine.device == "cuda"
-    memory = sizes = where = rate = seconds = cost = None
+    memory = sizes = where = rate = seconds = least = most = cost = None
     if shapes is not None:
         trained = _trained(spec, shapes)
         memory = memory_of(spec, load, machine=machine, shapes=shapes, adapter=trained)
@@ -203,9 +228,11 @@ def estimate(
         rate = speed(where, load.tokens / load.steps, known=known, threads=machine.threads, gpu=gpu)
         other = other_seconds(spec, load, rate.tokens_per_second) * rate.other_ratio
         seconds = rate.startup_seconds + load.tokens / rate.tokens_per_second + other
+        least, most = between(rate, seconds, machine)
         cost = prices.cost(tokens=load.tokens, seconds=seconds, parameters=shapes.parameters)
     return Estimate(
-        steps=load.steps, tokens=load.tokens, trained_tokens=load.trained_tokens, seconds=seconds, cost=cost,
+        steps=load.steps, tokens=load.tokens, trained_tokens=load.trained_tokens, seconds=seconds,
+        seconds_least=least, seconds_most=most, cost=cost,
         currency=prices.currency, parameters=shapes.parameters if shapes else None, memory=memory, sizes=sizes,
         have=machine.gpu_free if gpu and machine.gpu_free is not None else machine.memory_free,
         have_host=machine.memory_free, device=machine.device, workshop=where, speed=rate,
@@ -214,9 +241,12 @@ def estimate(
 
 
 def other_seconds(spec: RunSpec, load: Workload, tokens_per_second: float) -> float:
-    """Evaluating, and answering before and after, where a token without gradients costs a 2.5th of a trained one."""
+    """Evaluating, the reference's pass, and answering before and after, where a token without gradients costs a 2.5th
+    of a trained one."""
     answered = 2 * load.questions * (load.longest_prompt + spec.train.sample_max_tokens)
-    return (load.evaluations * load.held_out_tokens + answered) / (_FORWARD_SPEED * tokens_per_second)
+    return (load.evaluations * load.held_out_tokens + load.reference_tokens + answered) / (
+        _FORWARD_SPEED * tokens_per_second
+    )
 
 
 def memory_of(
@@ -257,7 +287,7 @@ def memory_of(
     plain = not is_fused(spec, shapes, machine.device) or bool(spec.model.lora.dropout)
     slack = _SLACK.get(machine.device, _SLACK["cpu"]) if plain else _SLACK_FUSED
     worst = max(gradients + slack * (activations + head), slack * evaluating, sampling, converting - trainable)
-    again = p * w + optimizer if full and spec.job.early_stop else 0  # the best weights are read beside the last ones
+    again = p * w + optimizer if full and spec.early_stop else 0  # the best weights are read beside the last ones
     gpu = machine.device == "cuda"
     host = machine.held + _STILL_TO_LOAD
     process = _CUDA_CONTEXT if gpu else host
@@ -267,6 +297,20 @@ def memory_of(
         activations=activations, head=head, sampling=sampling, peak=peak,
         host_peak=host + _CUDA_LIBRARIES + p * w if gpu else peak,
     )  # fmt: skip
+
+
+def least_memory(spec: RunSpec, *, gpu: bool) -> int | None:
+    """Bytes of the machine's memory that a run takes whatever its rows are; None where the model is not here yet."""
+    shapes = read_shapes(spec.inputs.base_model, spec.model.revision)
+    if shapes is None:
+        return None
+    device = "cuda" if gpu else "cpu"
+    machine = Machine(device, device, cores=1, threads=1, memory=0, memory_free=0, held=_WORKER_HELD)
+    one_row = Workload(
+        steps=1, tokens=1, trained_tokens=1, largest_batch=1, longest_row=1, held_out_tokens=0, longest_held_out=0,
+        questions=0, longest_prompt=0, evaluations=0, checkpoints=1,
+    )  # fmt: skip
+    return memory_of(spec, one_row, machine=machine, shapes=shapes, adapter=_trained(spec, shapes)).host_peak
 
 
 def is_fused(spec: RunSpec, shapes: Shapes, device: str) -> bool:
@@ -313,7 +357,7 @@ def sizes_of(spec: RunSpec, load: Workload, *, shapes: Shapes, adapter: dict[str
     model = weights + (_ADAPTER_CONFIG if adapter is not None else _MODEL_CONFIG)
     rng = 4 * -(-_RNG_STATE.get(device, 5056) // 3) if adapter is not None else 0
     checkpoint = model + file_size(state) + rng + _STATE_JSON
-    kept = min(spec.train.keep_checkpoints + spec.job.early_stop, load.checkpoints)
+    kept = min(spec.train.keep_checkpoints + spec.early_stop, load.checkpoints)
     return Sizes(checkpoint=checkpoint, model=model, kept=kept * checkpoint)
 
 
@@ -400,9 +444,9 @@ def _ways_out(spec: RunSpec, load: Workload) -> list[tuple[str, RunSpec]]:
     adapter = {"lora_rank": 8, "lora_alpha": 16.0}
     tokens = max(load.longest_row, load.largest_batch // 4)
     if hyper.lora_rank == 0:
-        ways.append(("job.lora_rank=8", _changed(spec, hyper=adapter)))
+        ways.append((f"{spec.job.settings_at}.lora_rank=8", _changed(spec, hyper=adapter)))
     if tokens < load.largest_batch:
-        ways.append((f"job.batch_size={tokens}", _changed(spec, hyper={"batch_tokens": tokens})))
+        ways.append((f"{spec.job.settings_at}.batch_size={tokens}", _changed(spec, hyper={"batch_tokens": tokens})))
     if not engine.gradient_checkpointing:
         ways.append(("engine.gradient_checkpointing=true", _changed(spec, engine=recompute)))
     if engine.dtype == "float32":

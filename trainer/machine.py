@@ -24,7 +24,10 @@ _NO_LIMIT = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
 @dataclass(frozen=True)
 class Machine:
-    """Sizes in bytes. `device` is cpu, cuda or mps; `gpu_free` is None but on cuda; `held`: by this process, now."""
+    """Sizes in bytes. `device` is cpu, cuda or mps; `gpu_free` is None but on cuda; `held`: by this process, now.
+
+    busy: how many times longer a run on the CPU may take beside what else runs here now (1 = nothing to speak of).
+    """
 
     device: str
     name: str
@@ -34,6 +37,7 @@ class Machine:
     memory_free: int
     held: int
     gpu_free: int | None = None
+    busy: float = 1.0
 
 
 class Look(Protocol):
@@ -52,11 +56,32 @@ def this_machine(engine: EngineSettings) -> Machine:
     threads = engine.threads or torch.get_num_threads()
     held = resident()
     total, free = memory(held=held)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name, gpu_free = f"{_cpu()}, {threads} threads", None
     if device == "cuda":
         name, gpu_free = torch.cuda.get_device_name(wanted), int(torch.cuda.mem_get_info(wanted)[0])
-    return Machine(device, name, cores, threads, total, free, held, gpu_free)
+    return Machine(device, name, cores(), threads, total, free, held, gpu_free, busy(threads))
+
+
+def busy(threads: int) -> float:
+    """What runs here, by the last minute's load, and `threads` more, over the cores there are; at least 1.
+
+    The load average counts the machine's processes, in a container those of its neighbours too.
+    """
+    return max(1.0, (os.getloadavg()[0] + threads) / (os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(dev: Path = Path("/dev")) -> tuple[str, ...]:
+    """The NVIDIA GPUs a process here may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
+    numbers = sorted(int(path.name[6:]) for path in dev.glob("nvidia[0-9]*"))
+    return tuple(map(str, numbers))
 
 
 def memory(root: Path = Path("/"), *, held: int = 0) -> tuple[int, int]:

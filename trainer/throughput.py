@@ -28,6 +28,9 @@ _CPU_MOST, _GPU_MOST = 12_000.0, 400_000.0  # tokens/s at which Python and launc
 _STARTUP_SECONDS = 4.0
 _LIKE = 4.0  # steps of up to so many times more or fewer tokens count as alike
 _RUNS = 5  # the median of so many runs, the newest: one may have shared the machine
+# Seconds at best and at worst over seconds as estimated: built in, scaled, from few runs, and at least.
+_BUILT_IN, _SCALED, _FEW, _LEAST_SPREAD = (0.3, 3.0), (0.5, 2.5), (0.7, 1.5), (0.85, 1.2)
+_ENOUGH = 3  # runs whose spread says something
 Mode = Literal["lora", "full"]
 
 
@@ -58,6 +61,8 @@ class Speed(Closed):
     startup_seconds: float
     other_ratio: float
     source: str
+    fastest: float = Field(default=1.0, description="Seconds at best over seconds as estimated, on a calm machine.")
+    slowest: float = Field(default=1.0, description="Seconds at worst over seconds as estimated, on a calm machine.")
 
 
 def speed(where: Workshop, tokens_per_step: float, *, known: Sequence[Measured], threads: int, gpu: bool) -> Speed:
@@ -76,12 +81,16 @@ def speed(where: Workshop, tokens_per_step: float, *, known: Sequence[Measured],
     least = min(map(unlike, like))
     best = [one for one in like if unlike(one) == least][-_RUNS:]
     ratio = _flops(best[-1].where) / _flops(where)
+    rates = [one.tokens_per_second for one in best]
+    fastest, slowest = _spread(rates) if same else _SCALED
     words = "measured here" if same else f"scaled from a run of {best[-1].where.parameters:,} parameters here"
     return Speed(
-        tokens_per_second=statistics.median(one.tokens_per_second for one in best) * ratio,
+        tokens_per_second=statistics.median(rates) * ratio,
         startup_seconds=statistics.median(one.startup_seconds for one in best),
         other_ratio=statistics.median(one.other_ratio for one in best),
         source=f"{words}, {len(best)} runs" if len(best) > 1 else words,
+        fastest=fastest,
+        slowest=slowest,
     )
 
 
@@ -115,7 +124,17 @@ def _built_in(where: Workshop, *, threads: int, gpu: bool) -> Speed:
         startup_seconds=_STARTUP_SECONDS,
         other_ratio=1.0,
         source="a built-in figure, nothing has been measured here",
+        fastest=_BUILT_IN[0],
+        slowest=_BUILT_IN[1],
     )
+
+
+def _spread(rates: Sequence[float]) -> tuple[float, float]:
+    """Seconds at best and at worst over the median's, by what the same runs have taken; few say little."""
+    middle = statistics.median(rates)
+    known = len(rates) >= _ENOUGH
+    fastest, slowest = _LEAST_SPREAD if known else _FEW
+    return min(middle / max(rates), fastest), max(middle / min(rates), slowest)
 
 
 def _flops(where: Workshop) -> float:

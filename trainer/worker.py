@@ -9,15 +9,20 @@ too), 76 a hung stage was ended (start it again), 1 anything else, with the trac
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
+from trainer.launch.beat import beating
 from trainer.loops.stop import Stop
 
 
 def main() -> int:
-    """Listen, then load everything else and make the attempt."""
+    """Listen and show signs of life, then load everything else and make the attempt."""
     stop = Stop().listen()
-    status: int = import_module("trainer.attempt").main(stop=stop)
+    folder = Path(sys.argv[-1])  # a dry run's last word is --dry-run: it writes nothing
+    with beating(folder) if (folder / "run.json").is_file() else nullcontext():
+        status: int = import_module("trainer.attempt").main(stop=stop)
     stop.ignore()
     return status
 

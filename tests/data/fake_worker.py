@@ -2,7 +2,9 @@
 
 Run by the gateway's tests as `python tests/data/fake_worker.py RUN_FOLDER`. The job's displayName says how it behaves:
 `crash` (ends without a word), `slow` (runs until it is stopped), `twice` (pauses half-way, ends when started again),
-`paced` (takes a moment over everything). `attempts.log` says when a worker began and ended, or found another at work.
+`paced` (takes a moment over everything), `refuse` (says that the job cannot be run), and, until it is started again
+after step 2: `hang` (says that it hangs, status 76), `still` (stops itself, as SIGSTOP does), `flaky` (dies of a
+signal). `attempts.log` says when a worker began and ended, or found another at work.
 """
 
 import fcntl
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 
 from trainer import checkpoints
+from trainer.launch.beat import beating
 
 FOLDER = Path(sys.argv[1])
 SPEC = json.loads((FOLDER / "run.json").read_text())
@@ -33,8 +36,17 @@ def note(what: str) -> None:
         stream.write(f"{what} {os.getpid()}\n")
 
 
-def state(name: str, message: str = "") -> None:
-    say("state", {"state": f"JOB_STATE_{name}", "code": "OK", "message": message})
+def state(name: str, message: str = "", code: str = "OK") -> None:
+    say("state", {"state": f"JOB_STATE_{name}", "code": code, "message": message})
+
+
+def falter(how: str) -> None:
+    """Fail in the midst of a run."""
+    if how == "hang":
+        state("FAILED", "watchdog: a step has taken too long", "DEADLINE_EXCEEDED")
+        sys.exit(76)
+    if how in ("still", "flaky"):
+        os.kill(os.getpid(), signal.SIGSTOP if how == "still" else signal.SIGSEGV)
 
 
 def write_adapter(folder: Path) -> None:
@@ -56,6 +68,9 @@ def main() -> int:
     if behaviour == "crash":
         print("something broke badly", file=sys.stderr, flush=True)
         return 3
+    if behaviour == "refuse":
+        state("FAILED", "the rows are no rows", "INVALID_ARGUMENT")
+        return 2
     state("RUNNING")
     say("log", {"line": "hello from the worker"})
     stopped = []
@@ -67,10 +82,13 @@ def main() -> int:
         return 75
     pause = 0.15 if behaviour == "paced" else 0.0
     first = not (FOLDER / "checkpoints").exists()
+    again = (FOLDER / "attempts.log").read_text().count("began") > 1
     for step in (1, 2) if first else (2, 3):
         say("metrics", {"step": step, "train/loss": 1.0 / step})
         say("progress", {"percent": step * 25, "epoch": 0, "inputTokens": 10 * step})
         time.sleep(pause)
+    if not again:
+        falter(behaviour)
     made = checkpoints.write(FOLDER / "checkpoints", 1 if first else 3, lora=True, cursor={}, fill=fill)
     say("checkpoint", {"id": made.path.name, "step": made.step, "types": list(made.types), "promotable": True,
                        "path": str(made.path)})  # fmt: skip
@@ -96,6 +114,7 @@ with (FOLDER / "worker.lock").open("ab") as lock:
         note("refused")
         sys.exit("another worker is at work")
     note("began")
-    status = main()
+    with beating(FOLDER):
+        status = main()
     note("ended")
 sys.exit(status)

@@ -17,7 +17,7 @@ from trainer import history
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import Gateway
-from trainer.gateway.pacing import Backoff, retry_after
+from trainer.gateway.pacing import Backoff, KeptWaits, retry_after
 from trainer.gateway.sync import Syncer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def client(server: FaultyGateway, run: Path) -> Iterator[GatewayClient]:
 
 
 def syncer(run: Path, client: GatewayClient, **settings: Any) -> Syncer:
-    return Syncer(run, client, clock=ScaledClock(SCALE), show=lambda line: None, **settings)
+    return Syncer(run, client, **{"clock": ScaledClock(SCALE), "show": lambda line: None, **settings})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -87,13 +87,33 @@ def test_a_model_goes_up_through_each_refusal(
 
 
 def test_whoever_must_wait_long_is_told_so_and_does_not_ask(server: FaultyGateway, client: GatewayClient) -> None:
-    client._not_before["127.0.0.1"] = client._clock.now() + 500
-    client._not_before[client.base_url] = client._clock.now() + 500
+    client.not_before["127.0.0.1"] = client._clock.now() + 500
+    client.not_before[client.base_url] = client._clock.now() + 500
     for _ in range(2):
         with pytest.raises(GatewayError, match="left alone") as caught:
             client.get("accounts/local")
         assert 490 < caught.value.retry_after <= 500
     assert server.seen == []
+
+
+def test_a_successor_waits_as_its_killed_predecessor_was_asked_to(server: FaultyGateway, run: Path) -> None:
+    say(run, 1, "log", line="one")
+    clock = ScaledClock(SCALE)
+    first = GatewayClient(server.url, timeout=5.0, first_wait=0.1, clock=clock)
+    syncer(run, first, clock=clock)
+    first.not_before[server.url] = clock.now() + 500
+    first.close()  # as kill -9 would: nothing is said, only the files are there
+    clock.shift = 100.0
+    with GatewayClient(server.url, timeout=5.0, first_wait=0.1, clock=clock) as second:
+        with pytest.raises(GatewayError, match="left alone") as caught:
+            syncer(run, second, clock=clock).push_once()
+        assert 380 < caught.value.retry_after <= 400
+    assert server.seen == []
+    clock.shift = -1e9  # another boot of the machine: its clock begins anew, and the wait is no longer than was asked
+    third = KeptWaits(run / "sync_waits.json", clock)
+    assert 0 < third[server.url] - clock.now() <= 500
+    clock.shift = 700.0
+    assert KeptWaits(run / "sync_waits.json", clock) == {}
 
 
 def test_poison_is_set_aside_once_whatever_happens_between(

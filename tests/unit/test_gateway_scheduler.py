@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from tests.gateway_kit import STARTED, end_workers, make_scheduler, opened, wait_for
+from trainer.errors import UsageError
+from trainer.gateway import events, jobstate
+from trainer.gateway.capacity import Capacity
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.scheduler import MAX_ATTEMPTS, Scheduler
+from trainer.gateway.store import Resource
+from trainer.gateway.turns import in_turn
 from trainer.launch import here
 
 NAME = "accounts/local/supervisedFineTuningJobs/{}"
@@ -90,6 +95,34 @@ def test_a_crash_is_a_failure_with_the_last_words(client: GatewayClient) -> None
     assert job["status"]["code"] == "INTERNAL"
     assert "status 3" in job["status"]["message"]
     assert "something broke badly" in job["status"]["message"]
+
+
+@pytest.mark.usefixtures("scheduler")
+def test_a_crash_is_tried_again_a_few_times_and_a_refusal_never(client: GatewayClient, tmp_path: Path) -> None:
+    crash = until(client, create(client, "crash", displayName="crash"), "FAILED")
+    assert "3 attempts" in crash["status"]["message"] and ":resume" in crash["status"]["message"]
+    refusal = until(client, create(client, "refuse", displayName="refuse"), "FAILED")
+    assert refusal["status"] == {"code": "INVALID_ARGUMENT", "message": "the rows are no rows"}
+    for name, count in (("crash", MAX_ATTEMPTS), ("refuse", 1)):
+        assert (tmp_path / name / "attempts.log").read_text().count("began") == count
+
+
+@pytest.mark.parametrize("how", ["hang", "still", "flaky"])
+def test_a_worker_that_hangs_or_dies_is_started_again_and_repeats_no_step(
+    both: tuple[GatewayClient, Gateway], tmp_path: Path, how: str
+) -> None:
+    client, gateway = both
+    scheduler = make_scheduler(gateway, worker_beat_seconds=0.1)
+    scheduler.start()
+    try:
+        job = until(client, create(client, "j", displayName=how), "COMPLETED", "FAILED")
+    finally:
+        scheduler.stop()
+    assert job["state"] == "JOB_STATE_COMPLETED", job["status"]
+    metrics = client.fetch(job["metricsFileSignedUrl"], tmp_path / "metrics").read_text()
+    assert [json.loads(line)["step"] for line in metrics.splitlines()] == [1, 2]  # both attempts had told of both
+    assert (tmp_path / "j/attempts.log").read_text().count("began") == 2
+    assert gateway.store.get(NAME.format("j")).private["run"]["attempts"] == 2
 
 
 @pytest.mark.usefixtures("scheduler")
@@ -194,6 +227,7 @@ def test_work_that_ended_unwatched_counts(both: tuple[GatewayClient, Gateway]) -
     name = create(client, "j")
     scheduler = make_scheduler(gateway)
     scheduler.tick()
+    scheduler.stop()
     STARTED[-1].wait()
     make_scheduler(gateway).recover()
     assert client.get(name)["state"] == "JOB_STATE_COMPLETED"
@@ -216,7 +250,9 @@ def test_a_start_that_never_happened_is_no_attempt(both: tuple[GatewayClient, Ga
 def test_a_run_that_is_at_work_already_is_watched(both: tuple[GatewayClient, Gateway], tmp_path: Path) -> None:
     client, gateway = both
     name = create(client, "j", displayName="slow")
-    make_scheduler(gateway).tick()
+    first = make_scheduler(gateway)
+    first.tick()
+    first.stop()
     with gateway.store.transaction() as transaction:  # as if a person had resumed it by hand
         job = transaction.get(name)
         transaction.save(job.changed({"state": "JOB_STATE_PENDING"}, {"run": {"folder": str(tmp_path / "j")}}))
@@ -229,3 +265,102 @@ def test_a_run_that_is_at_work_already_is_watched(both: tuple[GatewayClient, Gat
     finally:
         second.stop()
     assert [line.split()[0] for line in (tmp_path / "j/attempts.log").read_text().splitlines()] == ["began", "ended"]
+
+
+def waiting(gateway: Gateway, name: str) -> str:
+    job = gateway.store.get(name)
+    assert job.body["state"] == "JOB_STATE_PENDING"
+    return job.body["status"]["message"]
+
+
+def test_a_job_that_can_never_fit_fails_and_one_that_does_not_fit_now_waits(
+    both: tuple[GatewayClient, Gateway],
+) -> None:
+    client, gateway = both
+    name = create(client, "j")
+    for machine in (Capacity(cores=0, memory=1 << 40), Capacity(cores=1, memory=1 << 40, free=lambda: -1)):
+        make_scheduler(gateway, here=machine).tick()
+        if machine.cores == 0:
+            job = client.get(name)
+            assert (job["state"], job["status"]["code"]) == ("JOB_STATE_FAILED", "FAILED_PRECONDITION")
+            assert "1 of 0 cores" in job["status"]["message"]
+            client.resume_job(name)
+    assert "waits for 0 B of memory" in waiting(gateway, name)
+
+
+def test_jobs_share_cores_and_gpus_and_each_gpu_has_one_job(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    names = [create(client, one, displayName="slow") for one in ("a", "b", "c")]
+    here = Capacity(cores=8, memory=1 << 40, gpus=("0", "5"))
+    scheduler = make_scheduler(gateway, here=here, slots=3)
+    scheduler.tick()
+    jobs = [gateway.store.get(name) for name in names]
+    assert [job.private["run"]["need"]["gpus"] for job in jobs[:2]] == [["0"], ["5"]]
+    assert waiting(gateway, names[2]) == "waits for 1 GPUs, 0 are free"
+    scheduler.stop()
+
+
+def test_a_quota_holds_back_its_account_only(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    names = [create(client, one, displayName="slow") for one in ("a", "b")]
+    scheduler = make_scheduler(gateway, slots=3, limits=lambda account, name: 1 if name == "running-jobs" else None)
+    scheduler.tick()
+    assert jobstate.is_active(gateway.store.get(names[0]))
+    assert "quota of 1 running-jobs" in waiting(gateway, names[1])
+    scheduler.stop()
+
+
+def resource(number: int, account: str, *, pilot: bool = False) -> Resource:
+    body = {"purpose": "PURPOSE_PILOT"} if pilot else {}
+    name = f"{account}/supervisedFineTuningJobs/j{number}"
+    return Resource(name, "supervisedFineTuningJobs", account, f"j{number}", body, create_time=f"{number:09}")
+
+
+def test_turns_are_pilots_then_who_has_least_then_who_waited_longest() -> None:
+    greedy = [resource(number, "a") for number in range(6)]
+    others = [resource(6, "b"), resource(7, "b"), resource(8, "c")]
+    order = [job.id for job in in_turn([*others, *greedy], {}, {})]
+    assert order == ["j0", "j6", "j8", "j1", "j7", "j2", "j3", "j4", "j5"]
+    order = [job.id for job in in_turn([*greedy, *others], {"a": 1}, {"b": 4, "c": 3})]
+    assert order[:4] == ["j8", "j6", "j0", "j7"]
+    pilot = resource(9, "a", pilot=True)
+    assert in_turn([*greedy, *others, pilot], {"a": 5}, {})[0] is pilot
+
+
+def test_a_holder_that_is_late_can_neither_write_nor_start(both: tuple[GatewayClient, Gateway], tmp_path: Path) -> None:
+    client, gateway = both
+    name = create(client, "j", displayName="slow")
+    first, second = make_scheduler(gateway, beat_seconds=0.05), make_scheduler(gateway, beat_seconds=0.05)
+    first.tick()  # and from here on it stands still, its process alive
+    token = jobstate.token_of(gateway.store.get(name))
+
+    def taken() -> bool:
+        second.tick()
+        return jobstate.token_of(gateway.store.get(name)) == token + 1
+
+    wait_for(taken, "the second scheduler takes the job over")
+    with pytest.raises(GatewayError, match="in other hands"):
+        events.apply(gateway, name, [], token=token)
+    before = gateway.store.get(name)
+    first.tick()  # it goes on: it finds itself fenced, and lets go of the job and its worker
+    assert gateway.store.get(name) == before
+    worker = here.find(tmp_path / "j")
+    assert worker is not None and worker.alive
+    second.stop()
+    worker.stop(5.0)
+    with pytest.raises(UsageError, match="other hands"):
+        here.start(tmp_path / "j", token=token)
+    assert (tmp_path / "j/attempts.log").read_text().count("began") == 1
+
+
+def test_a_scheduler_that_stopped_is_succeeded_at_once(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    name = create(client, "j", displayName="slow")
+    first, second = make_scheduler(gateway, beat_seconds=600), make_scheduler(gateway, beat_seconds=600)
+    first.tick()
+    second.recover()
+    assert jobstate.token_of(gateway.store.get(name)) == 1  # the first lives
+    first.stop()
+    second.recover()
+    assert jobstate.token_of(gateway.store.get(name)) == 2
+    second.stop()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway_kit import wait_for
+from tests.gateway_kit import ROOT, wait_for
 from trainer.errors import UsageError
 from trainer.launch import here
+from trainer.launch.beat import BEAT_VARIABLE, Silence
+from trainer.launch.supervised import Supervised
 
 STUBBORN = (
     "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.environ['A']);"
@@ -58,6 +60,8 @@ KILLED = """
 import os, signal, sys, threading
 from pathlib import Path
 from trainer.launch import here
+from trainer.launch.beat import BEAT_VARIABLE, Silence
+from trainer.launch.supervised import Supervised
 here.start(Path(sys.argv[1]), env={"PATH": sys.argv[2]}, log=Path(sys.argv[1], "log"),
            command=(sys.executable, "-c", "import time; time.sleep(60)"))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -92,3 +96,72 @@ def test_a_start_that_was_killed_before_there_was_a_process_leaves_nothing(tmp_p
         assert found is not None
         assert (found.alive, found.pid) == (True, None)
     assert here.find(tmp_path) is None
+
+
+def test_a_start_with_an_older_token_is_refused(tmp_path: Path) -> None:
+    here.fence(tmp_path, 3)
+    here.fence(tmp_path, 2)  # an older one changes nothing
+    with pytest.raises(UsageError, match="token 3, not 2"):
+        here.start(tmp_path, token=2, command=("true",))
+    assert here.start(tmp_path, token=3, command=("true",)).wait(10) == 0
+    assert here.start(tmp_path, command=("true",)).wait(10) == 0  # a person needs none
+
+
+# Counts its starts in the file `starts`; argv: what to do each time, then the run folder.
+FALTERING = (
+    "import os, signal, sys, time; from pathlib import Path; from trainer.launch.beat import beating\n"
+    "folder = Path(sys.argv[-1]); starts = folder / 'starts'\n"
+    "count = len(starts.read_text()) if starts.exists() else 0; starts.write_text('x' * (count + 1))\n"
+    "what = sys.argv[1:-1][min(count, len(sys.argv) - 3)]\n"
+    "with beating(folder):\n"
+    "    if what == 'still': os.kill(os.getpid(), signal.SIGSTOP)\n"
+    "    if what == 'wait': time.sleep(60)\n"
+    "    os._exit(int(what))\n"
+)
+
+
+def supervised(folder: Path, *what: str) -> tuple[Supervised, list[str]]:
+    said: list[str] = []
+    environment = {"PYTHONPATH": str(ROOT), BEAT_VARIABLE: "0.1"}
+    command = (sys.executable, "-c", FALTERING, *what)
+    return Supervised(folder, env=environment, log=folder / "log", say=said.append, command=command), said
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "starts"),
+    [
+        (("76", "76", "0"), 0, 3), (("76",), 76, 3), (("still", "0"), 0, 2), (("1", "0"), 1, 1), (("2",), 2, 1),
+        (("76", "75"), 75, 2),
+    ],
+)  # fmt: skip
+def test_a_worker_that_hung_is_started_again_a_few_times_and_no_other(
+    tmp_path: Path, what: tuple[str, ...], status: int, starts: int
+) -> None:
+    worker, said = supervised(tmp_path, *what)
+    assert worker.wait() == status
+    assert len((tmp_path / "starts").read_text()) == starts
+    again = [line for line in said if "goes on from the newest checkpoint" in line]
+    assert len(again) == starts - 1
+    assert [line for line in said if line not in again] == (
+        ["the worker hung (a stage was past its deadline) for the 3. time; it is not started again"]
+        if status == 76
+        else []
+    )
+
+
+def test_a_worker_that_was_asked_to_stop_is_not_started_again(tmp_path: Path) -> None:
+    worker, said = supervised(tmp_path, "wait")
+    wait_for((tmp_path / "beat").exists, "it beats")
+    worker.terminate()
+    assert worker.wait() == -signal.SIGTERM
+    assert (worker.poll(), said) == (-signal.SIGTERM, [])
+
+
+def test_silence_is_counted_by_looks_and_ends_with_a_sign() -> None:
+    silence = Silence(0.05)
+    assert silence.after(1) == 0
+    time.sleep(0.3)  # a pause of the watcher itself counts for little
+    assert silence.after(1) <= 0.05
+    time.sleep(0.02)
+    assert 0.02 <= silence.after(1) <= 0.1
+    assert silence.after(2) == 0

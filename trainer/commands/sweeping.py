@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from trainer.commands.places import Places
 from trainer.commands.telling import Teller
 from trainer.compose import Composed, compose, sweep
 from trainer.errors import UsageError
-from trainer.launch import here
+from trainer.launch.supervised import Supervised
 from trainer.report_page import write_report
 from trainer.runs import RunSpec, home, new_run_id
 from trainer.sweep_page import summary, write_page
@@ -122,23 +121,23 @@ class _Starter:
         teller = Teller(spec.gateway)
         teller.client()  # refuses before anything has started
         environment = self.environments[int(folder.name)]
-        process = here.start(folder, env=environment, log=folder / WORKER_LOG if self.quiet else None)
+        log = folder / WORKER_LOG if self.quiet else None
+        worker = Supervised(folder, env=environment, log=log, say=lambda line: print(f"{spec.id}: {line}", flush=True))
         teller.follow(spec, folder)
-        return _Started(process, teller, folder)
+        return _Started(worker, teller, folder)
 
 
 class _Started:
     """A member's worker, and what tells the gateway about it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], teller: Teller, folder: Path) -> None:
-        self.process, self.teller, self.folder = process, teller, folder
+    def __init__(self, worker: Supervised, teller: Teller, folder: Path) -> None:
+        self.worker, self.teller, self.folder = worker, teller, folder
 
     def status(self) -> int | None:
-        return self.process.poll()
+        return self.worker.poll()
 
     def pause(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.worker.terminate()
 
     def close(self) -> list[str]:
         problems = self.teller.finish()

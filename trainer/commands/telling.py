@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.data.json_lines import json_lines
+from trainer.data.problem import RowProblem
 from trainer.errors import UsageError
 from trainer.gateway.client import GatewayClient, open_client
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.sync import Syncer
-from trainer.runs import GatewaySettings, RowSource, RunSpec
+from trainer.runs import DataSettings, GatewaySettings, RowSource, RunSpec
 
 _DRAIN_SECONDS = 60.0
 
@@ -61,18 +63,18 @@ class Teller:
         """The job as the gateway is to have it: local files under the names of the data sets they were uploaded as."""
         job = spec.job.wire()
         for key, source in (("dataset", spec.inputs.train), ("evaluationDataset", spec.inputs.evaluation)):
-            if source is not None and not source.name.startswith("accounts/"):
-                job[key] = self._uploaded(source, client, spec.data.columns, folder) or job[key]
+            if source is not None and key in job and not source.name.startswith("accounts/"):
+                job[key] = self._uploaded(source, client, spec.data, folder) or job[key]
         return job
 
-    def _uploaded(self, source: RowSource, client: GatewayClient, columns: dict[str, str], folder: Path) -> str | None:
+    def _uploaded(self, source: RowSource, client: GatewayClient, data: DataSettings, folder: Path) -> str | None:
         """The name of the data set that `source` was uploaded as; None where the job goes on naming it as it does."""
         path = Path(source.path)
         if path.suffix != ".jsonl" or not path.is_file():
             return None  # a folder, a hub id or another format, which the gateway does not hold
         try:
-            if columns:
-                path = _renamed(path, columns, folder / "inputs" / path.name)
+            if data.columns:
+                path = _renamed(path, data.columns, folder / "inputs" / path.name, longest=data.max_row_bytes)
             return str(client.upload_dataset(path)["name"])
         except GatewayError as error:
             if not error.permanent:
@@ -86,13 +88,18 @@ class Teller:
         return None
 
 
-def _renamed(path: Path, columns: dict[str, str], target: Path) -> Path:
-    """A copy of a JSONL file with its columns under the names of the fields that are read from them."""
+def _renamed(path: Path, columns: dict[str, str], target: Path, *, longest: int) -> Path:
+    """A copy of a JSONL file with its columns under the names of the fields that are read from them.
+
+    longest: bytes of a row. Raises `RowProblem` (a ValueError) for a row that is not strict JSON.
+    """
     fields = {column: field for field, column in columns.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    with path.open(encoding="utf-8-sig") as rows, target.open("w", encoding="utf-8") as copy:
-        for line in rows:
-            if line.strip():
-                row = {fields.get(key, key): value for key, value in json.loads(line).items()}
-                copy.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with target.open("w", encoding="utf-8") as copy:
+        for number, row in json_lines(path, longest):
+            if isinstance(row, RowProblem):
+                raise row.at(str(path), number)
+            if row is not None:
+                renamed = {fields.get(key, key): value for key, value in row.items()}
+                copy.write(json.dumps(renamed, ensure_ascii=False) + "\n")
     return target

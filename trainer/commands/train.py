@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from trainer.compose import Composed, compose
 from trainer.errors import UsageError
 from trainer.jobs import JobState
 from trainer.launch import here
+from trainer.launch.supervised import Supervised
 from trainer.report_page import write_report
 from trainer.runs import RunSpec, home, new_run_id
 
@@ -66,11 +66,11 @@ def start(composed: Composed, folder: Path, run_id: str) -> int:
 
 
 def attend(spec: RunSpec, folder: Path, teller: Teller, *, environment: dict[str, str]) -> int:
-    """Start the worker of a described run and stay until it ends and the gateway knows all."""
-    process = here.start(folder, env=environment)
-    with _signals_to(process):
+    """Start the worker of a described run, again where it hangs, and stay until it ends and the gateway knows all."""
+    worker = Supervised(folder, env=environment)
+    with _signals_to(worker):
         teller.follow(spec, folder)
-        status = process.wait()
+        status = worker.wait()
     problems = teller.finish()
     beside("report.html", lambda: write_report(folder))  # again: it may have died without a word
     _last_words(folder, problems)
@@ -104,8 +104,8 @@ def _dry_sweep(overrides: Sequence[str]) -> int:
 class _signals_to:
     """Ctrl-C and SIGTERM reach the worker once, which saves and stops; this process waits for it."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
+    def __init__(self, worker: Supervised) -> None:
+        self.worker = worker
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -119,8 +119,7 @@ class _signals_to:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         print("\nstopping: the worker finishes its step and saves (resume goes on from there)", flush=True)
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.worker.terminate()
 
 
 def _last_words(folder: Path, problems: list[str]) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainer.gateway import jobstate, uploads
+from trainer.gateway import job_families, jobstate, uploads
 from trainer.gateway.errors import GatewayError, invalid
-from trainer.gateway.gateway import ACCOUNT, Gateway, checked_id
+from trainer.gateway.gateway import Gateway, checked_id
 from trainer.gateway.journal import read_lines
-from trainer.gateway.resources.supervised_fine_tuning_jobs import LOG, METRICS
+from trainer.gateway.resources.jobs import LOG, METRICS
 from trainer.gateway.store import Resource, Transaction
 from trainer.jobs import JobState
 from trainer.report import Event
@@ -28,13 +28,15 @@ _TYPES = "CHECKPOINT_TYPE_UNSPECIFIED"
 _MODEL_FIELDS = ("kind", "peftDetails", "baseModelDetails", "contextLength")
 
 
-def apply(gateway: Gateway, name: str, events: Sequence[Event]) -> int:
+def apply(gateway: Gateway, name: str, events: Sequence[Event], *, token: int | None = None) -> int:
     """Apply `events` to the job `name`; returns the number of the last event applied so far.
 
-    All or none are applied. Raises INVALID_ARGUMENT naming the event that cannot be read.
+    All or none are applied. token: of the scheduler that reads them; None for a job that is trained elsewhere.
+    Raises INVALID_ARGUMENT naming the event that cannot be read, ABORTED when the token is no longer the newest.
     """
     with gateway.store.transaction() as transaction:
-        work = _Work(gateway, transaction, transaction.get(name))
+        job = transaction.get(name)
+        work = _Work(gateway, transaction, job if token is None else jobstate.fenced(job, token))
         acked = int(work.job.private.get("ackedSeq", 0))
         for event in events:
             if event.seq <= acked:
@@ -93,10 +95,13 @@ def _state(work: _Work, event: Event) -> None:
     state = JobState(event.body["state"])
     if not jobstate.may_report(work.job, state):
         return
-    begins = state is JobState.VALIDATING
-    work.job = jobstate.moved(
-        work.job, state, str(event.body.get("message", "")), code=event.body.get("code", "OK")
-    ).changed(private={"newAttempt": True} if begins else {})
+    message, code = str(event.body.get("message", "")), event.body.get("code", "OK")
+    if state is JobState.FAILED and not jobstate.is_external(work.job):
+        # Kept until the worker has ended: the scheduler may start another, and an end is not taken back.
+        work.job = work.job.changed(private={"failure": {"code": code, "message": message}})
+        return
+    begins = {"newAttempt": True, "failure": None} if state is JobState.VALIDATING else {}
+    work.job = jobstate.moved(work.job, state, message, code=code).changed(private=begins)
 
 
 def _progress(work: _Work, event: Event) -> None:
@@ -142,20 +147,21 @@ def _checkpoint(work: _Work, event: Event) -> None:
 
 def _model(work: _Work, event: Event) -> None:
     model_id = checked_id(str(event.body["id"]), what="model.id")
-    name = f"{ACCOUNT}/models/{model_id}"
+    name = f"{work.job.parent}/models/{model_id}"
     body = {key: event.body[key] for key in _MODEL_FIELDS if event.body.get(key) is not None}
     body = {**work.gateway.contract.read("gatewayModel", body).value, "fineTuningJob": work.job.name}
     old = work.transaction.find(name)
     if old is None:
         body |= {"state": uploads.UPLOADING, "status": {"code": "OK", "message": ""}}
-        work.transaction.insert(Resource(name=name, collection="models", parent=ACCOUNT, id=model_id, body=body))
+        parent = work.job.parent
+        work.transaction.insert(Resource(name=name, collection="models", parent=parent, id=model_id, body=body))
     elif old.body.get("fineTuningJob") == work.job.name and not jobstate.is_external(work.job):
         return  # the scheduler has registered it, with the gateway's own names in it
     elif old.body.get("fineTuningJob") in (None, work.job.name):
         work.transaction.save(old.changed(body))
     else:
         raise ValueError(f"{name} is the result of {old.body['fineTuningJob']}; choose another outputModel")
-    work.job = work.job.changed({"outputModel": name})
+    work.job = job_families.with_output_model(work.job, name)
 
 
 _APPLY = {

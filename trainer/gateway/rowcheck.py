@@ -1,22 +1,27 @@
 """Checks that a data set's files are rows of one known format, before anyone trains on them.
 
-A row is one JSON object per line: `messages` (CHAT), `prompt` and `completion`, or `text` (both COMPLETION). Whether a
-row renders and fits the context is the worker's to check, with the model's own template.
+A row is one JSON object per line: `messages` (CHAT), `prompt` and `completion`, or `text` (both COMPLETION). Lines are
+read as the worker reads them: strictly, and in bounded memory however long they are. Whether a row renders and fits the
+context is the worker's to check, with the model's own template.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.data.json_lines import json_lines
+from trainer.data.problem import RowProblem
 from trainer.gateway.errors import GatewayError, invalid
+from trainer.runs import DataSettings
 
 CHAT, COMPLETION, RL = "CHAT", "COMPLETION", "RL"
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _FORMS = "a row has 'messages' (CHAT), 'prompt' and 'completion' (COMPLETION), or 'text' (COMPLETION)"
+_LONGEST_ROW = DataSettings().max_row_bytes  # what a worker takes
+_TOO_LONG = f"the row is longer than the {_LONGEST_ROW:,} bytes that a row may have here; shorten it, or leave it out"
 BYTES_PER_TOKEN = 4  # the estimate used wherever no tokenizer has counted
 
 
@@ -42,22 +47,21 @@ def check(files: Iterable[Path], *, declared: str | None) -> Rows:
     rows = Rows()
     for path in files:
         rows.bytes += path.stat().st_size
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    _take(rows, line, f"{path.name}:{number}", declared=declared)
+        try:
+            for number, item in json_lines(path, _LONGEST_ROW):
+                if isinstance(item, RowProblem):
+                    raise item.at(path.name, number)
+                if item is not None:
+                    _take(rows, item, f"{path.name}:{number}", declared=declared)
+        except RowProblem as problem:
+            message = _TOO_LONG if problem.code == "too_long" else problem.message
+            raise _bad(f"{path.name}:{problem.line}", f"{message} ({problem.code})") from problem
     if rows.count == 0:
         raise invalid("dataset: the files hold no rows; upload JSON lines, one object per line")
     return rows
 
 
-def _take(rows: Rows, line: bytes, where: str, *, declared: str | None) -> None:
-    try:
-        row = json.loads(line.decode("utf-8-sig" if rows.count == 0 else "utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _bad(where, f"not a line of JSON in UTF-8 ({error})") from error
-    if not isinstance(row, dict):
-        raise _bad(where, f"got {type(row).__name__}; a row is a JSON object")
+def _take(rows: Rows, row: dict[str, Any], where: str, *, declared: str | None) -> None:
     rows.count += 1
     if declared == RL:
         rows.format = RL
@@ -93,10 +97,6 @@ def _check_messages(messages: Any, where: str) -> None:
             raise _bad(where, f"messages[{index}].role is {message.get('role')!r}; expected one of {', '.join(_ROLES)}")
         if not isinstance(message.get("content"), (str, list, type(None))):
             raise _bad(where, f"messages[{index}].content is neither text nor parts")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _bad(where: str, what: str) -> GatewayError:

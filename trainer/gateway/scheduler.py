@@ -1,8 +1,12 @@
 """Runs the jobs that are created through the gateway: takes them from the queue, starts workers, applies their events.
 
 A job's run is an ordinary run folder beside the others. All that must survive a crash is in the job's record and in
-that folder: a new scheduler finds workers that still run and goes on watching them, and queues again the jobs whose
-worker is gone. Stopping the scheduler leaves running workers alone; the next one adopts them.
+that folder. Several schedulers may work on one gateway's records: each job that runs is held by one of them, under a
+token (`jobstate`), and is taken over when its holder is gone (`holders`): the new one watches the worker if it still
+runs, and queues the job again if it does not. Every write about a job that is held carries the token, and so does the
+start of its worker. Stopping a scheduler leaves running workers alone; the next one adopts them.
+
+It works over the table of job families and knows no kind of job.
 """
 
 from __future__ import annotations
@@ -10,71 +14,103 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
 from trainer.beside import beside
 from trainer.errors import UsageError
-from trainer.gateway import events, jobstate
+from trainer.gateway import endings, events, fitting, job_families, jobstate, quotas, schema, turns
+from trainer.gateway.capacity import Capacity, this_machine
 from trainer.gateway.errors import GatewayError
-from trainer.gateway.gateway import ACCOUNT, Gateway, full_name, ready
-from trainer.gateway.resources import models
-from trainer.gateway.resources import supervised_fine_tuning_jobs as sft
-from trainer.gateway.store import Resource
-from trainer.jobs import JobState, Purpose, SupervisedFineTuningJob
+from trainer.gateway.fitting import Need
+from trainer.gateway.gateway import Gateway
+from trainer.gateway.holders import BEAT_SECONDS, COLLECTION, MISSED, Holder, is_fenced
+from trainer.gateway.job_inputs import base_of, inputs_of
+from trainer.gateway.resources import jobs, models
+from trainer.gateway.store import Resource, Transaction
+from trainer.jobs import Job, JobState
+from trainer.launch import beat
+from trainer.launch.status import EXIT_DONE, EXIT_PAUSED, EXIT_REFUSED
 from trainer.report import Event
 from trainer.report_page import write_report
-from trainer.runs import Inputs, RowSource, RunSpec
+from trainer.runs import Inputs, RunSpec
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = endings.MAX_ATTEMPTS
 _LAST_LINES = 12
 _MOST_EVENTS = 2_000  # per transaction
 _TAIL_BYTES = 8_192
+_LIVE = [str(state) for state in JobState if not state.terminal]
+_ADMITTING = frozenset({JobState.CREATING, JobState.VALIDATING, JobState.RE_QUEUEING})
+_PASSING = frozenset({"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
+_WITH_A_WORD = (EXIT_DONE, EXIT_REFUSED, EXIT_PAUSED)  # a worker that ends so has written its page
+_TURNS = f"{COLLECTION}/turns"  # the record of whose turn was when
 _log = logging.getLogger("trainer.gateway.scheduler")
 
 
 # Fills in what a job leaves open: (kind, job, run id, inputs) -> the run.
-MakeSpec = Callable[[str, SupervisedFineTuningJob, str, Inputs], RunSpec]
+MakeSpec = Callable[[str, Job, str, Inputs], RunSpec]
 
 
 class Worker(Protocol):
-    """A worker process, as `Launcher.find` finds it."""
+    """A worker process, as `Launcher.find` finds it. beat: what changes while it lives; None before its first sign."""
 
     @property
     def alive(self) -> bool: ...
+    @property
+    def beat(self) -> int | None: ...
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
 
 
 class Launcher(Protocol):
-    """Starts and finds workers: `trainer.launch.here` is one."""
+    """Starts and finds workers: `trainer.launch.here` is one. A start with a token below that of `fence` is refused."""
 
-    def start(self, run_folder: Path, *, env: dict[str, str] | None, log: Path | None) -> Popen[bytes]: ...
+    def start(
+        self, run_folder: Path, *, env: dict[str, str] | None, log: Path | None, token: int | None
+    ) -> Popen[bytes]: ...
     def find(self, run_folder: Path) -> Worker | None: ...
+    def fence(self, run_folder: Path, token: int) -> None: ...
 
 
 @dataclass
 class _Running:
-    """A job whose worker runs, or has just ended. process: None when it was adopted."""
+    """A job of ours whose worker runs, or has just ended. process: None when it was adopted."""
 
     name: str
     folder: Path
-    process: Popen[bytes] | None
+    token: int
+    silence: beat.Silence
+    process: Popen[bytes] | None = None
     offset: int = 0
     stopping_since: float | None = None
+    hung: bool = False
     waiting: list[Event] = field(default_factory=list)
 
 
-class Scheduler:
-    """The queue's worker, for one gateway; `start()` it in the process that serves.
+@dataclass(frozen=True)
+class _Planned:
+    """What a waiting job would run as. created: of the record that it was made from."""
 
-    slots: jobs at a time. grace: seconds a worker has to stop by itself. environment: added to every worker's.
+    created: str
+    spec: RunSpec
+    need: Need
+
+
+class Scheduler:
+    """A worker of the queue of one gateway; `start()` it in the process that serves.
+
+    slots: jobs at a time on this machine. grace: seconds a worker has to stop by itself. environment: added to every
+    worker's. attempts: starts of a job whose worker is lost each time. here: None = this machine. limits: of accounts,
+    None = those that are set in the gateway.
+    beat_seconds: between this scheduler's signs of life; worker_beat_seconds: between a worker's.
     """
 
     def __init__(
@@ -87,11 +123,23 @@ class Scheduler:
         grace: float = 30.0,
         poll: float = 0.2,
         environment: MappingProxyType[str, str] | dict[str, str] | None = None,
+        attempts: int = MAX_ATTEMPTS,
+        here: Capacity | None = None,
+        limits: Callable[[str, str], int | None] | None = None,
+        beat_seconds: float = BEAT_SECONDS,
+        worker_beat_seconds: float = beat.BEAT_SECONDS,
     ) -> None:
         self._gateway, self._make_spec, self._launcher = gateway, make_spec, launcher
-        self._slots, self._grace, self._poll = slots, grace, poll
-        self._environment = dict(environment or {})
+        self._slots, self._grace, self._poll, self._attempts = slots, grace, poll, attempts
+        self._environment = {beat.BEAT_VARIABLE: str(worker_beat_seconds), **(environment or {})}
+        self._here = here or this_machine()
+        self._limits = limits or partial(quotas.quota, store=gateway.store)
+        self._beat_seconds, self._worker_beat = beat_seconds, worker_beat_seconds
+        self._holder = Holder(gateway, beat_seconds=beat_seconds)
         self._running: dict[str, _Running] = {}
+        self._planned: dict[str, _Planned] = {}
+        self._overtaken: Counter[str] = Counter()
+        self._looked = 0.0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,40 +150,31 @@ class Scheduler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop working; workers go on, and are adopted by the next scheduler on this folder."""
+        """Stop working; workers go on, and are adopted by the next scheduler on these records."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._running.clear()
+        self._holder.end()
 
     def recover(self) -> None:
-        """Adopt workers that still run; queue again, or fail, jobs whose worker has gone without a word."""
-        for job in self._gateway.store.every(sft.FAMILY.collection):
-            if not jobstate.is_active(job):
-                continue
-            running = _Running(job.name, Path(jobstate.run_of(job)["folder"]), None)
-            self._guarded(job.name, lambda running=running: self._take_up(running))
-
-    def _take_up(self, running: _Running) -> None:
-        alive = self._alive(running)  # before reading: what it wrote last is read too
-        self._apply_events(running)
-        if alive:
-            self._running[running.name] = running
-        else:
-            self._lost(self._gateway.store.get(running.name))
+        """Take over every job whose holder is gone: watch its worker, or queue it again, or fail it."""
+        self._holder.begin()
+        self._take_over(every=True)
 
     def tick(self) -> None:
         """Do everything that can be done now; `start` does this again and again."""
+        self._holder.begin()
+        if self._running:
+            self._holder.beat()
         for running in list(self._running.values()):
             self._guarded(running.name, lambda running=running: self._watch(running))
-        for job in self._queue():
-            if jobstate.state_of(job) in (JobState.CREATING, JobState.VALIDATING, JobState.RE_QUEUEING):
-                self._guarded(job.name, lambda job=job: self._admit(job))
-        for job in self._queue():
-            if len(self._running) >= self._slots:
-                return
-            if jobstate.state_of(job) is JobState.PENDING:
-                self._guarded(job.name, lambda job=job: self._launch(job))
+        if time.monotonic() - self._looked > self._beat_seconds / MISSED:
+            self._take_over()
+        for job in self._waiting(*_ADMITTING):
+            self._guarded(job.name, lambda job=job: self._admit(job))
+        self._start_next()
 
     def _loop(self) -> None:
         while not self._ended.wait(self._poll):
@@ -151,120 +190,243 @@ class Scheduler:
             act()
         except GatewayError as error:
             _log.warning("%s: %s", name, error)
-            self._fail(name, error.message, code=error.code)
+            if is_fenced(error):
+                self._running.pop(name, None)  # it is another scheduler's now, and so is its worker
+            elif error.code not in _PASSING:  # else it is tried again
+                self._fail(name, error.message, code=error.code)
         except ValueError as error:  # what the job asks for cannot be composed into a run
-            message = sft.readable(error).message if isinstance(error, ValidationError) else str(error)
+            message = jobs.readable(error).message if isinstance(error, ValidationError) else str(error)
             _log.warning("%s: %s", name, message)
             self._fail(name, message, code="INVALID_ARGUMENT")
         except Exception as error:  # noqa: BLE001  (logged, and recorded as the job's failure)
             _log.exception("%s: the scheduler could not handle it", name)
             self._fail(name, f"the gateway could not handle the job: {type(error).__name__}: {error}", code="INTERNAL")
 
-    def _queue(self) -> list[Resource]:
-        """Jobs that wait, in their order: PILOT first, then oldest first."""
+    # --- The queue ---
+
+    def _waiting(self, *states: JobState) -> list[Resource]:
+        """Jobs of ours in one of `states` that nobody holds, oldest first."""
+        wanted = schema.resources.c.state.in_([str(state) for state in states])
         found = [
-            job
-            for job in self._gateway.store.every(sft.FAMILY.collection)
-            if job.body["state"] in _WAITING and not jobstate.is_external(job) and not jobstate.is_active(job)
+            job for family in job_families.trained() for job in self._gateway.store.every(family.collection, wanted)
         ]
-        return sorted(found, key=lambda job: (job.body.get("purpose") != Purpose.PILOT, job.create_time))
+        return [job for job in found if not jobstate.is_external(job) and not jobstate.is_active(job)]
 
     def _admit(self, job: Resource) -> None:
-        """CREATING -> VALIDATING -> PENDING, once its inputs are found to be there still."""
+        """CREATING -> VALIDATING -> PENDING, once its inputs are there and this machine can hold it."""
+
+        def admitted(state: JobState) -> Callable[[Resource], Resource]:
+            def change(job: Resource) -> Resource:
+                free = jobstate.state_of(job) in _ADMITTING and not jobstate.is_active(job)
+                return jobstate.moved(job, state) if free else job
+
+            return change
+
         if jobstate.state_of(job) is not JobState.RE_QUEUEING:
-            job = self._update(job.name, lambda job: jobstate.moved(job, JobState.VALIDATING))
-            self._inputs(sft.job_of(self._gateway, job))
-        self._update(job.name, lambda job: jobstate.moved(job, JobState.PENDING))
+            job = self._update(job.name, admitted(JobState.VALIDATING))
+            problem = fitting.never_fits(self._plan(job).need, self._here)
+            if problem:
+                raise GatewayError("FAILED_PRECONDITION", problem)
+        self._update(job.name, admitted(JobState.PENDING))
 
-    def _launch(self, job: Resource) -> None:
-        run = jobstate.run_of(job)
-        folder = Path(run["folder"]) if "folder" in run else self._new_folder(job)
-        if not (folder / "run.json").exists():
-            request = sft.job_of(self._gateway, job)
-            inputs = self._inputs(request)
-            spec = self._make_spec(sft.KIND.name, request, job.id, inputs)
-            spec.save(folder)
-
-        def claim(job: Resource) -> Resource:
-            if jobstate.state_of(job) is not JobState.PENDING:  # cancelled or deleted since we looked
-                raise GatewayError("ABORTED", f"{job.name} is {jobstate.state_of(job)}, no longer waiting")
-            attempts = int(run.get("attempts", 0)) + 1
-            return job.changed(private={"run": {"folder": str(folder), "attempts": attempts, "active": True}})
-
-        try:
-            job = self._update(job.name, claim)
-        except GatewayError as error:
-            if error.code not in ("ABORTED", "NOT_FOUND"):
-                raise
-            _log.info("%s", error)
+    def _start_next(self) -> None:
+        """Start as many waiting jobs as there is room for, in their turn."""
+        waiting = self._waiting(JobState.PENDING)
+        if not waiting:
             return
-        self._running[job.name] = running = _Running(job.name, folder, None, offset=0)
+        with self._gateway.store.transaction() as transaction:
+            active, record = self._active(transaction), transaction.find(_TURNS)
+        accounts = Counter(job.parent for job in active)
+        for job in turns.in_turn(waiting, accounts, record.private["turns"] if record else {}):
+            if sum(jobstate.run_of(one).get("machine") == self._holder.machine for one in active) >= self._slots:
+                return
+            started: list[Resource] = []
+            self._guarded(job.name, lambda job=job, started=started: started.extend(self._launch(job)))
+            active += started
+            if started:
+                self._overtaken.pop(job.name, None)
+                for name in self._overtaken:
+                    self._overtaken[name] += 1
+            elif self._overtaken.get(job.name, 0) >= turns.OVERTAKEN_AT_MOST:
+                return  # it has let others go first often enough
+
+    def _launch(self, job: Resource) -> list[Resource]:
+        """Claim the job and start its worker; the claimed job, or nothing where it is not to start now."""
+        plan = self._plan(job)
+        with self._gateway.store.transaction() as transaction:
+            found = transaction.find(job.name)
+            if found is None or jobstate.state_of(found) is not JobState.PENDING or jobstate.is_active(found):
+                return []  # cancelled, deleted, or another scheduler's since we looked
+            why = self._why_not(transaction, found, plan.need)
+            if why:
+                if found.body["status"].get("message") != why:
+                    transaction.save(jobstate.moved(found, JobState.PENDING, why))
+                return []
+            job = self._claim(transaction, found, plan.need)
+        del self._planned[job.name]
+        self._holder.beat(now=not self._running)
+        self._running[job.name] = running = self._running_of(job)
+        if not (running.folder / "run.json").exists():
+            plan.spec.save(running.folder)
         environment = {**self._environment, **job.private.get("secrets", {})}
+        if gpus := jobstate.run_of(job)["need"].get("gpus"):
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         try:
-            running.process = self._launcher.start(folder, env=environment, log=folder / "worker.log")
+            running.process = self._launcher.start(
+                running.folder, env=environment, log=running.folder / "worker.log", token=running.token
+            )
         except UsageError as error:  # someone has resumed the run by hand: it is watched like one of ours
             _log.warning("%s: %s", job.name, error)
+        return [job]
+
+    def _why_not(self, transaction: Transaction, job: Resource, need: Need) -> str | None:
+        """Why the job waits, in words; None when it may start."""
+        active = self._active(transaction)
+        own = [jobstate.run_of(one).get("need", {}) for one in active if one.parent == job.parent]
+        used = {quotas.RUNNING_JOBS: len(own), quotas.GPUS: sum(len(one.get("gpus", [])) for one in own)}
+        wanted = {quotas.RUNNING_JOBS: 1, quotas.GPUS: need.gpus}
+        for name, much in wanted.items():
+            limit = self._limits(job.parent, name)
+            if limit is not None and much and used[name] + much > limit:
+                return f"waits: {job.parent} uses {used[name]} of its quota of {limit} {name}"
+        runs = [jobstate.run_of(one) for one in active]
+        notes = [run.get("need", {}) for run in runs if run.get("machine") == self._holder.machine]
+        if len(notes) >= self._slots:
+            return f"waits: {len(notes)} of {self._slots} jobs run on this machine"
+        why = fitting.no_room(need, notes, self._here)
+        if why:
+            self._overtaken.setdefault(job.name, 0)
+        return why
+
+    def _claim(self, transaction: Transaction, job: Resource, need: Need) -> Resource:
+        """The job as ours, with what it has of the machine, its folder, and its account's turn noted."""
+        active = self._active(transaction)
+        runs = [jobstate.run_of(one) for one in active]
+        notes = [run.get("need", {}) for run in runs if run.get("machine") == self._holder.machine]
+        given = fitting.free_gpus(notes, self._here)[: need.gpus]
+        record = transaction.find(_TURNS) or transaction.insert(
+            Resource(name=_TURNS, collection="turns", parent="", id="turns", body={}, private={"turns": {}})
+        )
+        number = 1 + max(record.private["turns"].values(), default=0)
+        transaction.save(record.changed(private={"turns": {**record.private["turns"], job.parent: number}}))
+        run = jobstate.run_of(job)
+        return transaction.save(
+            jobstate.taken(
+                job, self._holder.id, machine=self._holder.machine, attempts=int(run.get("attempts", 0)) + 1,
+                folder=run.get("folder") or str(self._new_folder(job)),
+                need={"cores": need.cores, "memory": need.memory, "gpus": given},
+            )
+        )  # fmt: skip
+
+    def _active(self, transaction: Transaction) -> list[Resource]:
+        """Jobs that someone holds and that have not ended."""
+        live = schema.resources.c.state.in_(_LIVE)
+        found = [job for family in job_families.trained() for job in transaction.every(family.collection, live)]
+        return [job for job in found if jobstate.is_active(job)]
+
+    def _plan(self, job: Resource) -> _Planned:
+        """The job's run and its need; made once, for the job as it was created."""
+        known = self._planned.get(job.name)
+        if known is not None and known.created == job.create_time:
+            return known
+        folder = Path(jobstate.run_of(job).get("folder", ""))
+        if jobstate.run_of(job).get("folder") and (folder / "run.json").exists():
+            spec = RunSpec.load(folder)
+        else:
+            family = job_families.family_of(job)
+            typed, inputs = job_families.typed(self._gateway, job), inputs_of(self._gateway, job)
+            spec = self._make_spec(family.kind, typed, job.id, inputs)
+        self._planned[job.name] = plan = _Planned(job.create_time, spec, fitting.need_of(spec, self._here))
+        return plan
+
+    def _new_folder(self, job: Resource) -> Path:
+        """A folder, made here, that no other run has used: an earlier job of the same id may have left one."""
+        count, folder = 1, self._gateway.runs / job.id
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                return folder
+            except FileExistsError:
+                count += 1
+                folder = self._gateway.runs / f"{job.id}-{count}"
+
+    # --- Jobs that run ---
+
+    def _take_over(self, *, every: bool = False) -> None:
+        """Take up jobs whose holder is gone. every: among those that have ended too (their worker may not have)."""
+        self._looked = time.monotonic()
+        columns = schema.resources.c
+        wanted = columns.private[("run", "active")].as_boolean() if every else columns.state.in_(_LIVE)
+        gone: dict[str | None, bool] = {}
+        for family in job_families.trained():
+            for job in self._gateway.store.every(family.collection, wanted):
+                owner = jobstate.run_of(job).get("owner")
+                if not jobstate.is_active(job) or job.name in self._running:
+                    continue
+                if owner not in gone:
+                    gone[owner] = self._holder.gone(owner)
+                if gone[owner]:
+                    self._guarded(job.name, lambda job=job: self._take_up(job))
+
+    def _take_up(self, job: Resource) -> None:
+        before = jobstate.token_of(job)
+        job = self._update(job.name, lambda job: jobstate.taken(jobstate.fenced(job, before), self._holder.id))
+        running = self._running_of(job)
+        self._launcher.fence(running.folder, running.token)
+        self._holder.beat(now=not self._running)
+        self._running[job.name] = running
+        if self._launcher.find(running.folder) is None:  # its holder was killed before it made the process
+            self._running.pop(job.name)
+            self._settle(job, running, started=False)
+        else:
+            self._watch(running)
+
+    def _running_of(self, job: Resource) -> _Running:
+        folder = Path(jobstate.run_of(job)["folder"])
+        return _Running(job.name, folder, jobstate.token_of(job), beat.Silence(self._worker_beat / 2))
 
     def _watch(self, running: _Running) -> None:
         """Apply what the worker has said; stop it if that is asked for; settle the job when it has ended."""
-        ended = not self._alive(running)  # before reading: what it wrote last is read too
-        self._apply_events(running)
+        worker = self._launcher.find(running.folder)
+        ended = not self._alive(running, worker)  # before reading: what it wrote last is read too
         job = self._gateway.store.find(running.name)
+        if job is not None:
+            self._apply_events(running)
+            job = self._gateway.store.find(running.name)
         if ended:
             self._running.pop(running.name, None)
             if job is not None:
                 self._settle(job, running)
         elif job is None or jobstate.state_of(job) in (JobState.CANCELLING, JobState.DELETING):
             self._stop(running)
+        elif worker is not None and worker.beat is not None:
+            running.hung = running.silence.after(worker.beat) >= beat.MISSED * self._worker_beat
+            if running.hung:
+                _log.warning("%s: its worker shows no sign of life and is killed", running.name)
+                worker.kill()
 
-    def _settle(self, job: Resource, running: _Running) -> None:
-        """The job's state once its worker has ended."""
-        state = jobstate.state_of(job)
-        if state is JobState.DELETING:
-            sft.remove(self._gateway, job.name)
+    def _settle(self, job: Resource, running: _Running, *, started: bool = True) -> None:
+        """The job's state once its worker has ended, or was never started."""
+        if jobstate.state_of(job) is JobState.DELETING:
+            jobstate.fenced(job, running.token)
+            jobs.remove(self._gateway, job.name)
             return
-        last = _last_lines(running.folder)
         status = running.process.returncode if running.process else None
+        ended = endings.Ended(status, _last_lines(running.folder), hung=running.hung)
 
         def settled(job: Resource) -> Resource:
-            run = {**jobstate.run_of(job), "active": False}
-            resumed = run.pop("resumed", False)
-            job = job.changed(private={"run": run})
-            state = jobstate.state_of(job)
-            if resumed:  # while its worker was still on its way out
+            run = jobstate.run_of(jobstate.fenced(job, running.token))
+            attempts = int(run.get("attempts", 1)) - (not started)
+            job = jobstate.noted(job, active=False, resumed=None, need=None, attempts=attempts)
+            if run.get("resumed"):  # while its worker was still on its way out
                 return job
-            if state is JobState.CANCELLING:
-                return jobstate.moved(job, JobState.CANCELLED, "cancelled", code="CANCELLED")
-            if state.terminal or state is JobState.PAUSED:
-                return job
-            how = "ended" if status is None else f"ended with status {status}"
-            message = f"the worker {how} without saying how it went; the end of its log:\n{last}"
-            return jobstate.moved(job, JobState.FAILED, message, code="INTERNAL")
+            if not started and jobstate.state_of(job) in jobstate.MOVING:
+                return endings.again_queued(job, "the gateway was stopped before it could start the worker")
+            return endings.settled(job, ended, attempts=attempts, most=self._attempts)
 
         self._update(job.name, settled)
-        if (running.folder / "run.json").exists():
-            beside("report.html", lambda: write_report(running.folder))  # it may have died without a word
-
-    def _lost(self, job: Resource) -> None:
-        """A job whose worker went while no scheduler watched."""
-        if jobstate.state_of(job) not in jobstate.MOVING:
-            self._settle(job, _Running(job.name, Path(jobstate.run_of(job)["folder"]), None))
-            return
-
-        started = self._launcher.find(Path(jobstate.run_of(job)["folder"])) is not None
-
-        def queued(job: Resource) -> Resource:
-            run = {**jobstate.run_of(job), "active": False}
-            if not started:  # the gateway itself was killed before it made the process
-                run["attempts"] = int(run.get("attempts", 1)) - 1
-            job = job.changed(private={"run": run, "newAttempt": True})
-            if int(run.get("attempts", 0)) >= MAX_ATTEMPTS:
-                message = f"the worker was lost {MAX_ATTEMPTS} times; :resume to try again"
-                return jobstate.moved(job, JobState.FAILED, message, code="ABORTED")
-            message = "the gateway was restarted and the worker was gone; it goes on from its newest checkpoint"
-            return jobstate.moved(job, JobState.RE_QUEUEING, message)
-
-        self._update(job.name, queued)
+        if status not in _WITH_A_WORD and (running.folder / "run.json").exists():
+            beside("report.html", lambda: write_report(running.folder))  # it may have died before it could
 
     def _apply_events(self, running: _Running) -> None:
         """Read on in the run's journal and apply it; a model is registered before anything after it counts."""
@@ -275,69 +437,28 @@ class Scheduler:
             if not running.waiting:
                 return
             batch = running.waiting[:_MOST_EVENTS]
-            acked = int(self._gateway.store.get(running.name).private.get("ackedSeq", 0))
+            job = jobstate.fenced(self._gateway.store.get(running.name), running.token)
+            acked = int(job.private.get("ackedSeq", 0))
             for event in batch:
                 if event.kind == "model" and event.seq > acked:
-                    self._register_model(running, event)
-            events.apply(self._gateway, running.name, batch)
+                    self._register_model(job, event)
+            events.apply(self._gateway, running.name, batch, token=running.token)
             del running.waiting[: len(batch)]
 
-    def _register_model(self, running: _Running, event: Event) -> None:
+    def _register_model(self, job: Resource, event: Event) -> None:
         body, folder = event.body, Path(event.body["path"])
         if not self._gateway.inside(folder):
             raise GatewayError("PERMISSION_DENIED", f"the model's files lie at {folder}, outside {self._gateway.runs}")
-        job = self._gateway.store.get(running.name)
-        shown = {
+        shown: dict[str, Any] = {
             key: body[key] for key in ("kind", "contextLength", "peftDetails", "baseModelDetails") if body.get(key)
         }
         if "peftDetails" in shown:
-            shown["peftDetails"] = {**shown["peftDetails"], "baseModel": self._base_of(job)}
-        models.register(self._gateway, f"{ACCOUNT}/models/{body['id']}", folder, body=shown, job=job.name)
+            shown["peftDetails"] = {**shown["peftDetails"], "baseModel": base_of(self._gateway, job)}
+        models.register(self._gateway, f"{job.parent}/models/{body['id']}", folder, body=shown, job=job.name)
 
-    def _base_of(self, job: Resource) -> str:
-        if job.body.get("baseModel"):
-            return job.body["baseModel"]
-        adapter = self._gateway.store.get(job.body["warmStartFrom"])
-        return adapter.body["peftDetails"]["baseModel"]
-
-    def _inputs(self, job: SupervisedFineTuningJob) -> Inputs:
-        """Where the job's data sets and models lie on this machine."""
-        adapter = None
-        base = job.base_model
-        if job.warm_start_from:
-            adapter = full_name(job.warm_start_from, collection="models", what="warmStartFrom")
-            base = self._gateway.store.get(adapter).body["peftDetails"]["baseModel"]
-        name = full_name(base or "", collection="models", what="baseModel")
-        ready(self._gateway, name, what="baseModel", way_out="upload it as a model first")
-        evaluation = job.evaluation_dataset
-        return Inputs(
-            base_model=str(self._gateway.files.folder(name)),
-            train=self._rows(job.dataset, what="dataset"),
-            evaluation=self._rows(evaluation, what="evaluationDataset") if evaluation else None,
-            warm_start=str(self._gateway.files.folder(adapter)) if adapter else None,
-        )
-
-    def _rows(self, value: str, *, what: str) -> RowSource:
-        name = full_name(value, collection="datasets", what=what)
-        ready(self._gateway, name, what=what, way_out="upload it first")
-        files = self._gateway.store.get(name).private["files"]
-        if len(files) > 1:
-            return RowSource(name=value, path=str(self._gateway.files.folder(name)))
-        ((filename, entry),) = files.items()
-        return RowSource(name=value, path=str(self._gateway.files.path(name, filename)), sha256=entry["sha256"])
-
-    def _new_folder(self, job: Resource) -> Path:
-        """A folder no other run has used: an earlier job of the same id may have left one."""
-        count, folder = 1, self._gateway.runs / job.id
-        while folder.exists():
-            count += 1
-            folder = self._gateway.runs / f"{job.id}-{count}"
-        return folder
-
-    def _alive(self, running: _Running) -> bool:
+    def _alive(self, running: _Running, worker: Worker | None) -> bool:
         if running.process is not None:
             return running.process.poll() is None
-        worker = self._launcher.find(running.folder)
         return worker is not None and worker.alive
 
     def _stop(self, running: _Running) -> None:
@@ -351,28 +472,29 @@ class Scheduler:
             worker.kill()
 
     def _fail(self, name: str, message: str, *, code: str) -> None:
-        """FAILED, and its worker, if any, is stopped: what it does now cannot be reported."""
-        running = self._running.get(name)
+        """FAILED, and its worker, if any, is stopped: what it does now cannot be reported. Only what is ours fails."""
+        running = self._running.pop(name, None)
+        self._planned.pop(name, None)
+
+        def failed(job: Resource) -> Resource:
+            owner = jobstate.run_of(job).get("owner")
+            if jobstate.is_active(job) and (running is None or owner != self._holder.id):
+                return job
+            job = jobstate.noted(job, active=False, need=None)
+            can = JobState.FAILED in jobstate.LEGAL.get(jobstate.state_of(job), ())
+            return jobstate.moved(job, JobState.FAILED, message, code=code) if can else job
+
         worker = self._launcher.find(running.folder) if running else None
         if worker is not None and worker.alive:
             worker.kill()
-        self._running.pop(name, None)
-
-        def failed(job: Resource) -> Resource:
-            job = job.changed(private={"run": {**jobstate.run_of(job), "active": False}})
-            return job if jobstate.state_of(job).terminal else jobstate.moved(job, JobState.FAILED, message, code=code)
-
         if self._gateway.store.find(name) is not None:
             self._update(name, failed)
 
     def _update(self, name: str, change: Callable[[Resource], Resource]) -> Resource:
         with self._gateway.store.transaction() as transaction:
-            return transaction.save(change(transaction.get(name)))
-
-
-_WAITING = frozenset(
-    str(state) for state in (JobState.CREATING, JobState.VALIDATING, JobState.PENDING, JobState.RE_QUEUEING)
-)
+            job = transaction.get(name)
+            new = change(job)
+            return job if new is job else transaction.save(new)
 
 
 def _last_lines(folder: Path) -> str:

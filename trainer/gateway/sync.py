@@ -4,7 +4,8 @@ The journal is the outbox; it is read by pieces, so memory stays the same howeve
 of the last acked event is kept in `sync_state.json`, but the gateway's own number counts: telling twice is the same as
 telling once, so a crash at any point only repeats. Whatever the gateway is not there for waits; what it will never take
 is set aside once in `sync_parked.jsonl` with the error, and shown. One process at a time tells of a run (`sync.lock`).
-The run itself neither waits nor fails.
+When the gateway may be asked again is kept in `sync_waits.json`, so that whoever comes after a killed process waits
+too. The run itself neither waits nor fails.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 
 from trainer.gateway.errors import GatewayError, invalid
 from trainer.gateway.journal import count_lines, read_lines
-from trainer.gateway.pacing import Backoff, Clock, SystemClock
+from trainer.gateway.pacing import Backoff, Clock, KeptWaits, SystemClock, Waits
 from trainer.report import Event
 from trainer.runs import RunSpec
 
@@ -34,16 +35,20 @@ _BATCH = 500  # events
 _BATCH_BYTES = 1 << 20  # a longer event goes by itself
 _IDLE_SECONDS = 0.5
 _LONGEST_BACKOFF = 30.0
-_PARKED, _STATE, _LOCK = "sync_parked.jsonl", "sync_state.json", "sync.lock"
+_PARKED, _STATE, _LOCK, _WAITS = "sync_parked.jsonl", "sync_state.json", "sync.lock", "sync_waits.json"
 _log = logging.getLogger("trainer.gateway.sync")
 
 Job = Mapping[str, Any]
 
 
 class Teller(Protocol):
-    """The part of `GatewayClient` that is needed here. cut_short: while set, a failure is not followed by a wait."""
+    """The part of `GatewayClient` that is needed here.
+
+    cut_short: while set, a failure is not followed by a wait. not_before: when each host may be asked again.
+    """
 
     cut_short: threading.Event
+    not_before: Waits
 
     @property
     def base_url(self) -> str: ...
@@ -87,6 +92,10 @@ class Syncer:
         self._job = job if job is not None else self._spec.job.wire()
         self._show = show or _log.warning
         self._clock = clock or SystemClock()
+        kept = KeptWaits(run_folder / _WAITS, self._clock)
+        for host, at in client.not_before.items():
+            kept[host] = max(at, kept.get(host, at))
+        client.not_before = kept
         self._backoff = Backoff(backoff, _LONGEST_BACKOFF)
         self._most = self._size = batch
         self._waiting: deque[_Waiting] = deque()

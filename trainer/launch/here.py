@@ -3,7 +3,8 @@
 Secrets travel by the environment only. The worker holds the lock `launch.lock` in the run folder for as long as it
 lives: it is taken before the process is made and inherited by it, so at no moment, whoever is killed, is there a worker
 without the lock or a lock without a worker. `worker.json` names the process, and is written by that process itself
-before it becomes the worker; whoever comes later can watch or stop it by the two.
+before it becomes the worker; whoever comes later can watch or stop it by the two. `fence` holds the newest token that
+anyone was given for the run: a start with an older one, however late it comes, is refused.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.disk import write_whole
 from trainer.errors import UsageError
+from trainer.launch.beat import BEAT_FILE, beat_of
 
-WORKER_FILE, LOCK_FILE = "worker.json", "launch.lock"
+WORKER_FILE, LOCK_FILE, FENCE_FILE = "worker.json", "launch.lock", "fence"
 COMMAND = (sys.executable, "-m", "trainer.worker")
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.5  # whoever looks whether the lock is held holds it for an instant
@@ -55,6 +58,11 @@ class Worker:
     def alive(self) -> bool:
         """True while that very process runs (a zombie does not)."""
         return _held(self.folder)
+
+    @property
+    def beat(self) -> int | None:
+        """What changes as long as it shows signs of life; None while it has shown none."""
+        return beat_of(self.folder)
 
     def stop(self, grace: float) -> None:
         """SIGTERM to its process group, and SIGKILL after `grace` seconds."""
@@ -89,16 +97,18 @@ def start(
     *,
     env: dict[str, str] | None = None,
     log: Path | None = None,
+    token: int | None = None,
     command: tuple[str, ...] = COMMAND,
 ) -> subprocess.Popen[bytes]:
     """Start `command` on `run_folder`; `env` is added to this process's environment.
 
-    log: where its standard output and error are appended; None = they stay with this terminal.
-    Raises `UsageError` when a worker is at work there.
+    log: where its standard output and error are appended; None = they stay with this terminal. token: of whoever
+    starts it (`fence`); None = a person, who is asked for none.
+    Raises `UsageError` when a worker is at work there, or the token is not the newest.
     """
     full = ["/bin/sh", "-c", _SHIM, "worker", str(run_folder), *command, str(run_folder)]
     environment = {**os.environ, **(env or {})}
-    with _launch_lock(run_folder) as lock:
+    with _launch_lock(run_folder, token) as lock:
         if log is None:
             return subprocess.Popen(  # noqa: S603
                 full, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,)
@@ -113,6 +123,16 @@ def start(
                 start_new_session=True,
                 pass_fds=(lock,),
             )
+
+
+def fence(run_folder: Path, token: int) -> None:
+    """From now on no start with a token below `token` succeeds; one that has, shows in `find` already."""
+    if not run_folder.is_dir():
+        return
+    with (run_folder / f"{FENCE_FILE}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _fence_of(run_folder) < token:
+            write_whole(run_folder / FENCE_FILE, f"{token}\n".encode())
 
 
 def stop(process: subprocess.Popen[bytes], grace: float) -> int:
@@ -132,13 +152,23 @@ def find(run_folder: Path) -> Worker | None:
     return worker if worker.alive or worker.pid is not None else None
 
 
+def _fence_of(run_folder: Path) -> int:
+    try:
+        return int((run_folder / FENCE_FILE).read_bytes())
+    except FileNotFoundError:
+        return 0
+
+
 @contextmanager
-def _launch_lock(run_folder: Path) -> Iterator[int]:
+def _launch_lock(run_folder: Path, token: int | None = None) -> Iterator[int]:
     """The run's lock, held; a process that inherits the descriptor holds it on."""
     descriptor = os.open(run_folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(descriptor, run_folder)
-        (run_folder / WORKER_FILE).unlink(missing_ok=True)  # it named an earlier process
+        if token is not None and token < _fence_of(run_folder):
+            raise UsageError(f"{run_folder} is in other hands (token {_fence_of(run_folder)}, not {token})")
+        for earlier in (WORKER_FILE, BEAT_FILE):  # of an earlier process
+            (run_folder / earlier).unlink(missing_ok=True)
         yield descriptor
     finally:
         os.close(descriptor)
