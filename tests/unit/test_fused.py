@@ -43,7 +43,10 @@ def test_gradcheck(lora: bool, bias: bool, head_norms: bool) -> None:
     cos, sin = torch.randn(T, D, dtype=torch.float64), torch.randn(T, D, dtype=torch.float64)
     norms = (x(D), x(D)) if head_norms else (None, None)
     torch.autograd.gradcheck(fused._Inputs.apply, (x(T, H), x(H), cos, sin, *norms, 1e-3, scales, *inputs))
-    torch.autograd.gradcheck(fused._Output.apply, (x(T, H), x(T, D), 0.5, *linear(H, D, **sizes)))
+    projection = linear(H, 4 * D, **sizes)
+    for keep in (None, torch.tensor([0, 3, 4])):
+        rows = ([(2, 2), (1, 1)], {"scale": 0.5, "window": None}, keep, 0.5)
+        torch.autograd.gradcheck(fused._Attention.apply, (x(T, H), x(T, 6, D), x(T, 2, D), *rows, *projection))
     mlp = [*linear(F, H, **sizes), *linear(F, H, **sizes), *linear(H, F, **sizes)]
     torch.autograd.gradcheck(fused._Mlp.apply, (x(T, H), x(H), 1e-3, scales, *mlp))
 

@@ -23,6 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, sdpa_mask
 
+from trainer.engine.causal import Causal
+
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn  # torch >= 2.10
 except ImportError:
@@ -103,8 +105,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
 
-    CPU, MPS and fp32 go row by row through SDPA (tested). CUDA in half precision goes through
-    torch.nn.attention.varlen, or flash-attn where torch lacks that: verified by tests/gpu only.
+    fp32 on a CPU goes through `causal.py`; half precision there, MPS, and fp32 elsewhere go row by row through SDPA
+    (tested on a CPU). CUDA in half precision goes through torch.nn.attention.varlen, or flash-attn where torch lacks
+    that: verified by tests/gpu only.
     Raises `ValueError` for attention variants that it would silently compute wrongly.
     """
     for name in _NOT_SUPPORTED:
@@ -117,7 +120,11 @@ def packed_attention(
     q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query, key, value))
     half = query.dtype in (torch.float16, torch.bfloat16)
     kernel = _kernel() if query.is_cuda and half else None
-    if kernel is not None:
+    if query.device.type == "cpu" and query.dtype == torch.float32:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out_THD = Causal.apply(q_THD, k_TKD, v_TKD, trainer_rows.runs(), scale, sliding_window)
+        assert isinstance(out_THD, Tensor)
+    elif kernel is not None:
         out_THD = kernel(q_THD, k_TKD, v_TKD, trainer_rows, scaling=scaling, window=sliding_window)
     else:
         out_THD = _row_by_row(q_THD, k_TKD, v_TKD, trainer_rows, scaling=scaling, window=sliding_window)

@@ -1,12 +1,13 @@
 """Decoder layers of the Llama family in three autograd steps, for fp32 on a CPU.
 
 There, a transformers layer spends about as long on its element-wise operations, each of which walks through main
-memory, as on its matrix products. Here a layer is: norm, projections, head norms and rotation; attention; output
-projection; gated MLP, each with a hand-written backward pass that works through chunks of tokens small enough for the
-cache. Adapters are part of the projection (their own passes over wide activations vanish), and the last layer goes on
-with the positions that go through the head only. `fuse` decides layer by layer; anything unknown (another class,
-adapter dropout, a key-value cache, half precision) goes through transformers' own code.
-T tokens, C tokens of a chunk, H hidden size, F MLP size, N heads, D head size, R adapter rank.
+memory, as on its matrix products. Here a layer is: norm, projections, head norms and rotation; attention with its
+output projection; gated MLP. Each has a hand-written backward pass, and all but attention (`causal.py`) work through
+chunks of tokens small enough for the cache. Adapters are part of the projection (their own passes over wide activations
+vanish), and the last layer goes on with the positions that go through the head only. `fuse` decides layer by layer;
+anything unknown (another class, adapter dropout, a key-value cache, half precision) takes transformers' own code.
+T tokens, C tokens of a chunk, H hidden size, F MLP size, N heads, K key-value heads, M = N + K, D head size, E all of
+the heads side by side, R adapter rank.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from trainer.engine.attention import ATTENTION, packed_attention
+from trainer.engine.attention import ATTENTION, Rows
+from trainer.engine.causal import attend, attend_backward
 
 _KNOWN = (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)  # exactly these classes, not what derives from them
 _CHUNK_ELEMENTS = 2**17  # of the widest activation: 512 KiB, and a backward pass holds half a dozen of them
@@ -71,7 +73,7 @@ class _Layer:
         self,
         hidden_states: Tensor,
         *args: Any,
-        trainer_rows: Any = None,
+        trainer_rows: Rows | None = None,
         trainer_keep: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -79,7 +81,8 @@ class _Layer:
         keep = trainer_keep if self.last else None
         plain = not args and kwargs.get("past_key_values") is None and kwargs.get("attention_mask") is None
         weights = self._weights() if trainer_rows is not None and plain else None
-        if weights is not None and self.layer.self_attn.config._attn_implementation == ATTENTION:
+        ours = self.layer.self_attn.config._attn_implementation == ATTENTION
+        if trainer_rows is not None and weights is not None and ours:
             cos_1TD, sin_1TD = kwargs["position_embeddings"]
             rotation = (cos_1TD[0], sin_1TD[0])
             run = partial(self._fused, hidden_states[0], rotation, weights, rows=trainer_rows, keep=keep)
@@ -106,14 +109,14 @@ class _Layer:
         rotation: tuple[Tensor, Tensor],
         weights: dict[str, _Weights],
         *,
-        rows: Any,
+        rows: Rows,
         keep: Tensor | None,
     ) -> Tensor:
         layer, attention = self.layer, self.layer.self_attn
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         inputs = [weights[name] for name in ("q_proj", "k_proj", "v_proj")]
         norm = layer.input_layernorm
-        q_TND, k_TKD, v_TKD = _Inputs.apply(
+        qk_TMD, v_TKD = _Inputs.apply(
             x_TH,
             norm.weight,
             *rotation,
@@ -123,21 +126,9 @@ class _Layer:
             [one.scale for one in inputs],
             *(tensor for one in inputs for tensor in one.tensors),
         )  # pyright: ignore
-        query, key, value = (x.transpose(0, 1)[None] for x in (q_TND, k_TKD, v_TKD))
-        mixed_1TND, _ = packed_attention(
-            attention,
-            query,
-            key,
-            value,
-            None,
-            scaling=attention.scaling,
-            sliding_window=getattr(attention, "sliding_window", None),
-            trainer_rows=rows,
-        )
-        mixed_TE = mixed_1TND[0].flatten(1)
-        if keep is not None:
-            x_TH, mixed_TE = x_TH.index_select(0, keep), mixed_TE.index_select(0, keep)
-        x_TH = _Output.apply(x_TH, mixed_TE, weights["o_proj"].scale, *weights["o_proj"].tensors)  # pyright: ignore
+        how = {"scale": attention.scaling, "window": getattr(attention, "sliding_window", None)}
+        o_proj = weights["o_proj"]
+        x_TH = _Attention.apply(x_TH, qk_TMD, v_TKD, rows.runs(), how, keep, o_proj.scale, *o_proj.tensors)  # pyright: ignore
         gated, norm = [weights[name] for name in ("gate_proj", "up_proj", "down_proj")], layer.post_attention_layernorm
         return _Mlp.apply(
             x_TH,
@@ -217,82 +208,113 @@ class _Projection:
 
 
 class _Inputs(Function):
-    """Norm, the three projections, head norms where there are any, and rotation: x [T, H] -> q, k, v [T, heads, D]."""
+    """Norm, three projections, head norms where there are any, rotation: x [T, H] -> q and k [T, M, D], v [T, K, D].
+
+    The M = N + K heads of q and k lie side by side, so that what follows the projections takes both at once.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_TH: Tensor, *args: Any) -> tuple[Tensor, ...]:  # pyright: ignore
         norm_H, cos_TD, sin_TD, q_norm_D, k_norm_D, eps, scales, *flat = args
         projections = [_Projection(flat[4 * i : 4 * i + 4], scales[i]) for i in range(3)]
-        tokens, size = cos_TD.shape
-        raw = [x_TH.new_empty(tokens, projection.weight.shape[0]) for projection in projections]
-        out = [torch.empty_like(x) for x in raw[:2]]
-        head_norms = (q_norm_D, k_norm_D)
-        for chunk in _chunks(tokens, max(x.shape[1] for x in raw)):
-            n_CH = _normed(x_TH[chunk], norm_H, eps)
-            for projection, x in zip(projections, raw, strict=True):
-                projection.forward(n_CH, x[chunk])
-            cos_C1D, sin_C1D = cos_TD[chunk, None], sin_TD[chunk, None]
-            for x, norm_D, y in zip(raw, head_norms, out, strict=False):
-                x_CND = x[chunk].unflatten(1, (-1, size))
-                x_CND = x_CND if norm_D is None else _normed(x_CND, norm_D, eps)
-                _rotate(x_CND, cos_C1D, sin_C1D, out=y[chunk].unflatten(1, (-1, size)))
-        kept = [None if norm is None else x for x, norm in zip(raw, head_norms, strict=False)]
-        ctx.save_for_backward(x_TH, norm_H, cos_TD, sin_TD, *head_norms, *kept, *flat)
-        ctx.eps, ctx.scales = eps, scales
-        return tuple(x.unflatten(1, (-1, size)) for x in (*out, raw[2]))
+        (tokens, size), widths = cos_TD.shape, [projection.weight.shape[0] for projection in projections]
+        head_norm_MD = None if q_norm_D is None else _side_by_side(q_norm_D, k_norm_D, widths)
+        raw_TE, v_TE = x_TH.new_empty(tokens, widths[0] + widths[1]), x_TH.new_empty(tokens, widths[2])
+        out_TE = torch.empty_like(raw_TE)
+        inverse_T1, inverse_heads = _inverse_rms(x_TH, eps), list[Tensor]()
+        signed_TD = _signed(sin_TD)
+        for chunk in _chunks(tokens, raw_TE.shape[1]):
+            n_CH = (x_TH[chunk] * inverse_T1[chunk]).mul_(norm_H)
+            for projection, out in zip(projections, (*raw_TE[chunk].split(widths[:2], 1), v_TE[chunk]), strict=True):
+                projection.forward(n_CH, out)
+            x_CMD = raw_TE[chunk].unflatten(1, (-1, size))
+            if head_norm_MD is not None:
+                inverse_heads.append(_inverse_rms(x_CMD, eps))
+                x_CMD = (x_CMD * inverse_heads[-1]).mul_(head_norm_MD)
+            _rotate(x_CMD, cos_TD[chunk, None], signed_TD[chunk, None], out=out_TE[chunk].unflatten(1, (-1, size)))
+        kept = (None, None) if head_norm_MD is None else (raw_TE, torch.cat(inverse_heads))
+        ctx.save_for_backward(x_TH, inverse_T1, norm_H, cos_TD, signed_TD, q_norm_D, k_norm_D, *kept, *flat)
+        ctx.scales = scales
+        return out_TE.unflatten(1, (-1, size)), v_TE.unflatten(1, (-1, size))
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x_TH, norm_H, cos_TD, sin_TD, *rest = ctx.saved_tensors
-        head_norms, raw, flat = rest[:2], rest[2:4], rest[4:]
-        needs = ctx.needs_input_grad
+        x_TH, inverse_T1, norm_H, cos_TD, signed_TD, q_norm_D, k_norm_D, raw_TE, inverse_TM1, *flat = ctx.saved_tensors
+        needs, size = ctx.needs_input_grad, cos_TD.shape[1]
         projections = [
             _Projection(flat[4 * i : 4 * i + 4], ctx.scales[i], needs[8 + 4 * i : 12 + 4 * i]) for i in range(3)
         ]
+        widths = [projection.weight.shape[0] for projection in projections]
+        head_norm_MD = None if q_norm_D is None else _side_by_side(q_norm_D, k_norm_D, widths)
+        d_heads_MD = None if head_norm_MD is None or not any(needs[4:6]) else torch.zeros_like(head_norm_MD)
         dx_TH = torch.empty_like(x_TH) if needs[0] else None
-        d_norm = torch.zeros_like(norm_H) if needs[1] else None
-        d_heads = [
-            torch.zeros_like(norm) if norm is not None and needs[4 + i] else None for i, norm in enumerate(head_norms)
-        ]
-        inside = dx_TH is not None or d_norm is not None
-        for chunk in _chunks(x_TH.shape[0], max(p.weight.shape[0] for p in projections)):
-            x_CH = x_TH[chunk]
-            n_CH = _normed(x_CH, norm_H, ctx.eps)
-            dn_CH = torch.empty_like(n_CH) if inside else None
-            for i, projection in enumerate(projections):
-                slope_CND = slopes[i][chunk]
-                if i < 2:
-                    slope_CND = _rotated_back(slope_CND, cos_TD[chunk, None], sin_TD[chunk, None])
-                    if head_norms[i] is not None:
-                        raw_CND = raw[i][chunk].view_as(slope_CND)
-                        slope_CND = _norm_backward(slope_CND, raw_CND, head_norms[i], ctx.eps, d_heads[i])
-                projection.backward(n_CH, slope_CND.flatten(1), dn_CH, add=i > 0)
+        d_norm_H = torch.zeros_like(norm_H) if needs[1] else None
+        back_TD = signed_TD.roll(size // 2, 1)  # the transpose of a rotation is one by these
+        for chunk in _chunks(x_TH.shape[0], widths[0] + widths[1]):
+            slope_CMD = slopes[0][chunk]
+            slope_CMD = _rotate(slope_CMD, cos_TD[chunk, None], back_TD[chunk, None], out=torch.empty_like(slope_CMD))
+            if head_norm_MD is not None:
+                inverse_CM1 = inverse_TM1[chunk]
+                unit_CMD = raw_TE[chunk].unflatten(1, (-1, size)) * inverse_CM1
+                slope_CMD = _norm_backward(slope_CMD, unit_CMD, head_norm_MD, inverse_CM1, d_heads_MD)
+            unit_CH = x_TH[chunk] * inverse_T1[chunk]
+            n_CH = unit_CH * norm_H
+            dn_CH = torch.empty_like(n_CH) if needs[0] or needs[1] else None
+            slopes_of_qkv = (*slope_CMD.flatten(1).split(widths[:2], 1), slopes[1][chunk].flatten(1))
+            for i, (projection, slope) in enumerate(zip(projections, slopes_of_qkv, strict=True)):
+                projection.backward(n_CH, slope, dn_CH, add=i > 0)
             if dn_CH is not None:
-                slope_CH = _norm_backward(dn_CH, x_CH, norm_H, ctx.eps, d_norm)
+                slope_CH = _norm_backward(dn_CH, unit_CH, norm_H, inverse_T1[chunk], d_norm_H)
                 if dx_TH is not None:
                     dx_TH[chunk] = slope_CH
+        d_heads = (None, None)
+        if d_heads_MD is not None:
+            parts = d_heads_MD.split([width // size for width in widths[:2]])
+            d_heads = (part.sum(0) if need else None for part, need in zip(parts, needs[4:6], strict=True))
         gathered = (grad for projection in projections for grad in projection.grads)
-        return (dx_TH, d_norm, None, None, *d_heads, None, None, *gathered)
+        return (dx_TH, d_norm_H, None, None, *d_heads, None, None, *gathered)
 
 
-class _Output(Function):
-    """x + projection(mixed): the output projection of attention and the residual; all [T, ...] at once."""
+class _Attention(Function):
+    """x + projection(attention(q, k, v)): [T, H]; of the tokens `keep` only, [kept, H], where given."""
 
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, mixed_TE: Tensor, scale: float, *flat: Any) -> Tensor:  # pyright: ignore
+    def forward(ctx: Any, x_TH: Tensor, *args: Any) -> Tensor:  # pyright: ignore
+        qk_TMD, v_TKD, runs, how, keep, scale, *flat = args
+        q_TND, k_TKD = _apart(qk_TMD, v_TKD)
+        mixed_TND, kept = attend(q_TND, k_TKD, v_TKD, runs, **how)
+        mixed_TE = mixed_TND.flatten(1)
+        if keep is not None:
+            x_TH, mixed_TE = x_TH.index_select(0, keep), mixed_TE.index_select(0, keep)
         out_TH = torch.empty_like(x_TH)
         _Projection(flat, scale).forward(mixed_TE, out_TH)
-        ctx.save_for_backward(mixed_TE, *flat)
-        ctx.scale = scale
+        ctx.save_for_backward(qk_TMD, v_TKD, keep, mixed_TE, *flat, *kept)
+        ctx.runs, ctx.how, ctx.scale = runs, how, scale
         return out_TH.add_(x_TH)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        mixed_TE, *flat = ctx.saved_tensors
-        projection = _Projection(flat, ctx.scale, ctx.needs_input_grad[3:])
-        d_mixed_TE = torch.empty_like(mixed_TE) if ctx.needs_input_grad[1] else None
+        qk_TMD, v_TKD, keep, mixed_TE, *rest = ctx.saved_tensors
+        flat, kept = rest[:4], rest[4:]
+        projection = _Projection(flat, ctx.scale, ctx.needs_input_grad[7:])
+        d_mixed_TE, dx_TH = torch.empty_like(mixed_TE), slopes[0]
         projection.backward(mixed_TE, slopes[0], d_mixed_TE)
-        return (slopes[0], d_mixed_TE, None, *projection.grads)
+        if keep is not None:
+            tokens = qk_TMD.shape[0]
+            dx_TH, d_mixed_TE = (
+                x.new_zeros(tokens, x.shape[1]).index_copy_(0, keep, x) for x in (slopes[0], d_mixed_TE)
+            )
+        d_qk_TMD, d_v_TKD = torch.empty_like(qk_TMD), torch.empty_like(v_TKD)
+        q_TND, k_TKD = _apart(qk_TMD, v_TKD)
+        attend_backward(
+            d_mixed_TE.view(q_TND.shape),
+            (q_TND, k_TKD, v_TKD),
+            kept,
+            ctx.runs,
+            into=(*_apart(d_qk_TMD, d_v_TKD), d_v_TKD),
+            **ctx.how,
+        )
+        return (dx_TH, d_qk_TMD, d_v_TKD, None, None, None, None, *projection.grads)
 
 
 class _Mlp(Function):
@@ -302,42 +324,42 @@ class _Mlp(Function):
     def forward(ctx: Any, x_TH: Tensor, norm_H: Tensor, eps: float, scales: Any, *flat: Any) -> Tensor:  # pyright: ignore
         gate, up, down = (_Projection(flat[4 * i : 4 * i + 4], scales[i]) for i in range(3))
         gated_TF, upped_TF = (x_TH.new_empty(x_TH.shape[0], gate.weight.shape[0]) for _ in range(2))
-        out_TH = torch.empty_like(x_TH)
+        out_TH, inverse_T1 = torch.empty_like(x_TH), _inverse_rms(x_TH, eps)
         for chunk in _chunks(x_TH.shape[0], gate.weight.shape[0]):
-            n_CH = _normed(x_TH[chunk], norm_H, eps)
+            n_CH = (x_TH[chunk] * inverse_T1[chunk]).mul_(norm_H)
             gate.forward(n_CH, gated_TF[chunk])
             up.forward(n_CH, upped_TF[chunk])
             down.forward(functional.silu(gated_TF[chunk]).mul_(upped_TF[chunk]), out_TH[chunk])
             out_TH[chunk].add_(x_TH[chunk])
-        ctx.save_for_backward(x_TH, norm_H, gated_TF, upped_TF, *flat)
-        ctx.eps, ctx.scales = eps, scales
+        ctx.save_for_backward(x_TH, inverse_T1, norm_H, gated_TF, upped_TF, *flat)
+        ctx.scales = scales
         return out_TH
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        x_TH, norm_H, gated_TF, upped_TF, *flat = ctx.saved_tensors
+        x_TH, inverse_T1, norm_H, gated_TF, upped_TF, *flat = ctx.saved_tensors
         needs = ctx.needs_input_grad
         gate, up, down = (
             _Projection(flat[4 * i : 4 * i + 4], ctx.scales[i], needs[4 + 4 * i : 8 + 4 * i]) for i in range(3)
         )
         dx_TH = torch.empty_like(x_TH)
-        d_norm = torch.zeros_like(norm_H) if needs[1] else None
+        d_norm_H = torch.zeros_like(norm_H) if needs[1] else None
         for chunk in _chunks(x_TH.shape[0], gate.weight.shape[0]):
-            x_CH, slope_CH, gated_CF, upped_CF = x_TH[chunk], slopes[0][chunk], gated_TF[chunk], upped_TF[chunk]
-            sigmoid_CF = torch.sigmoid(gated_CF)
-            silu_CF = gated_CF * sigmoid_CF
+            slope_CH, gated_CF, upped_CF = slopes[0][chunk], gated_TF[chunk], upped_TF[chunk]
+            silu_CF = functional.silu(gated_CF)
             inner_CF = silu_CF * upped_CF
             d_inner_CF = torch.empty_like(inner_CF)
             down.backward(inner_CF, slope_CH, d_inner_CF)
-            torch.mul(d_inner_CF, silu_CF, out=inner_CF)  # dL/d up; inner is not needed any more
+            d_up_CF = torch.mul(d_inner_CF, silu_CF, out=inner_CF)
             d_inner_CF.mul_(upped_CF)
-            # d silu(z)/dz = s + silu(z) (1 - s), s = sigmoid(z)
-            d_inner_CF.mul_(torch.addcmul(sigmoid_CF + silu_CF, silu_CF, sigmoid_CF, value=-1))
-            n_CH, dn_CH = _normed(x_CH, norm_H, ctx.eps), torch.empty_like(x_CH)
-            gate.backward(n_CH, d_inner_CF, dn_CH)
-            up.backward(n_CH, inner_CF, dn_CH, add=True)
-            torch.add(_norm_backward(dn_CH, x_CH, norm_H, ctx.eps, d_norm), slope_CH, out=dx_TH[chunk])
-        return (dx_TH, d_norm, None, None, *gate.grads, *up.grads, *down.grads)
+            d_gate_CF = torch.ops.aten.silu_backward(d_inner_CF, gated_CF, grad_input=d_inner_CF)
+            unit_CH = x_TH[chunk] * inverse_T1[chunk]
+            n_CH, dn_CH = unit_CH * norm_H, torch.empty_like(unit_CH)
+            gate.backward(n_CH, d_gate_CF, dn_CH)
+            up.backward(n_CH, d_up_CF, dn_CH, add=True)
+            dn_CH = _norm_backward(dn_CH, unit_CH, norm_H, inverse_T1[chunk], d_norm_H)
+            torch.add(dn_CH, slope_CH, out=dx_TH[chunk])
+        return (dx_TH, d_norm_H, None, None, *gate.grads, *up.grads, *down.grads)
 
 
 def _chunks(tokens: int, width: int) -> Iterator[slice]:
@@ -353,32 +375,33 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return (x * _inverse_rms(x, eps)).mul_(weight)
-
-
-def _norm_backward(slope: Tensor, x: Tensor, weight: Tensor, eps: float, d_weight: Tensor | None) -> Tensor:
-    """dL/dx of w x r, r = (mean(x^2) + eps)^-1/2, and dL/dw added to `d_weight`; both over the last dimension."""
-    inverse = _inverse_rms(x, eps)
+def _norm_backward(slope: Tensor, unit: Tensor, weight: Tensor, inverse: Tensor, d_weight: Tensor | None) -> Tensor:
+    """dL/dx of w unit, unit = x inverse, inverse = (mean(x^2) + eps)^-1/2 over the last dimension; dL/dw is added."""
     if d_weight is not None:
-        d_weight += (slope * x).mul_(inverse).flatten(0, -2).sum(0)
+        d_weight += (slope * unit).sum(0)
     dx = slope * weight
-    along = (dx * x).sum(-1, keepdim=True)
-    return dx.mul_(inverse).addcmul_(x, along.mul_(inverse**3).div_(-x.shape[-1]))
+    along = torch.linalg.vecdot(dx, unit).div_(-unit.shape[-1]).unsqueeze(-1)
+    return dx.addcmul_(unit, along).mul_(inverse)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor) -> None:
-    """out = x cos + rotate_half(x) sin, rotate_half((u, v)) = (-v, u)."""
-    half = x.shape[-1] // 2
-    torch.mul(x, cos, out=out)
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+def _side_by_side(q_norm_D: Tensor, k_norm_D: Tensor, widths: Sequence[int]) -> Tensor:
+    """The weight [M, D] of the head norms of q and k."""
+    heads = [width // q_norm_D.shape[0] for width in widths[:2]]
+    return torch.cat([norm_D.expand(count, -1) for norm_D, count in zip((q_norm_D, k_norm_D), heads, strict=True)])
 
 
-def _rotated_back(slope: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The transpose of `_rotate`."""
-    half = slope.shape[-1] // 2
-    out = slope * cos
-    out[..., :half].addcmul_(slope[..., half:], sin[..., half:])
-    out[..., half:].addcmul_(slope[..., :half], sin[..., :half], value=-1)
-    return out
+def _apart(qk_TMD: Tensor, v_TKD: Tensor) -> tuple[Tensor, Tensor]:
+    """q [T, N, D] and k [T, K, D], views."""
+    heads = qk_TMD.shape[1] - v_TKD.shape[1]
+    return qk_TMD[:, :heads], qk_TMD[:, heads:]
+
+
+def _signed(sin: Tensor) -> Tensor:
+    """The sine with the sign of rotate_half((u, v)) = (-v, u), which then is a swap of halves."""
+    low, high = sin.chunk(2, -1)
+    return torch.cat((-low, high), -1)
+
+
+def _rotate(x: Tensor, cos: Tensor, signed: Tensor, *, out: Tensor) -> Tensor:
+    """out = x cos + rotate_half(x) sin."""
+    return torch.mul(x, cos, out=out).addcmul_(x.roll(x.shape[-1] // 2, -1), signed)
