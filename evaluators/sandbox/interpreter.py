@@ -1,0 +1,89 @@
+"""Which Python runs in a jail, and which folders of the host it needs there.
+
+The one decision: the supervisor runs the base interpreter without any site packages; a prepared environment's packages
+are put on the path in the child only, since importing them is running their authors' code.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+# Importing these does something to the process, or costs more than most evaluators would gain.
+_NOT_PRELOADED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter", "test", "lib2to3", "ensurepip",
+                  "multiprocessing", "concurrent", "threading", "readline", "site", "ctypes"}  # fmt: skip
+_STATEFUL = {"subprocess", "multiprocessing", "os", "threading", "signal", "pty"}
+_RUNS_TEXT = re.compile(rb"\b(exec|eval|compile|__import__|system|popen|fork)\s*\(")
+_IMPORT = re.compile(
+    rb"^[ \t;]*(?:from[ \t]+([A-Za-z_][\w.]*)[ \t]+import|import[ \t]+([A-Za-z_][\w., \t]*))", re.MULTILINE
+)
+_LOOKED_AT = 1 << 20  # bytes of a file
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """executable: the base interpreter's path. readable: folders it needs. packages: site-packages for the child."""
+
+    executable: str
+    readable: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+@lru_cache(maxsize=64)
+def interpreter(python: str | None) -> Interpreter:
+    """Of a prepared environment's `python`, or this process's own base when None.
+
+    Raises `FileNotFoundError` when it is not there.
+    """
+    given = Path(python or getattr(sys, "_base_executable", "") or sys.executable)
+    real = given.resolve(strict=True)
+    home = real.parent.parent
+    folders = [] if str(home) == "/usr" else [str(home / "bin"), str(home / "lib")]
+    packages: list[str] = []
+    environment = given.absolute().parent.parent
+    if python is not None and (environment / "pyvenv.cfg").exists():
+        packages = [str(path) for path in sorted(environment.glob("lib/python*/site-packages"))]
+        folders.append(str(environment))
+    return Interpreter(str(real), tuple(folders), tuple(packages))
+
+
+def preloads(sources: Iterable[bytes]) -> list[str]:
+    """Standard library modules that the program's files import, anywhere in them: loaded once, before forking."""
+    found: set[str] = set()
+    for source in sources:
+        found |= _imports(source)
+    roots = {name.partition(".")[0] for name in found}
+    allowed = (
+        set(sys.stdlib_module_names) - _NOT_PRELOADED - {name for name in sys.stdlib_module_names if name[0] == "_"}
+    )
+    return sorted(name for name in found if name.partition(".")[0] in roots & allowed)
+
+
+def seeded(sources: Iterable[bytes]) -> list[str]:
+    """Packages with random generators that the program imports somewhere; the row seeds them as it does `random`."""
+    return (
+        ["numpy.random"] if any(name.partition(".")[0] == "numpy" for one in sources for name in _imports(one)) else []
+    )
+
+
+def shares_badly(sources: Iterable[bytes]) -> bool:
+    """True for programs that start processes or run text as code: rows of theirs must not share a process."""
+    for source in sources:
+        roots = {name.partition(".")[0] for name in _imports(source)}
+        if roots & _STATEFUL or _RUNS_TEXT.search(source):
+            return True
+    return False
+
+
+@lru_cache(maxsize=256)
+def _imports(source: bytes) -> frozenset[str]:
+    """By patterns: parsing hostile text is for the jail. A word too many costs an import, one too few a little time."""
+    found: set[str] = set()
+    for match in _IMPORT.finditer(source[:_LOOKED_AT]):
+        names = match[1] or match[2]
+        found |= {name.split()[0] for name in names.decode().split(",") if name.split()}
+    return frozenset(found)

@@ -1,0 +1,69 @@
+"""What a jail's processes hold together, read from the host's /proc: the limit over all of them without a cgroup.
+
+rlimits bound each process alone; this bounds their sum. It is looked at every few hundredths of a second, so a burst
+can pass the limit for that long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+_PAGE = resource.getpagesize()
+_MOST_PROCESSES = 4096
+_SUPERVISOR = 16 << 20  # what the jail's own process may hold besides
+_ROUNDS = 1000
+
+
+class TooMuch(Exception):
+    """The processes of a jail hold more than they may."""
+
+
+def check(pid: int, limit: int) -> None:
+    """Raise `TooMuch` when the processes below `pid` hold more than `limit` bytes of their own memory."""
+    if sum(map(_own_bytes, descendants(pid))) > limit + _SUPERVISOR:
+        raise TooMuch
+
+
+def kill_below(pid: int) -> None:
+    """End every process below `pid`, which adopts orphans, until there is none."""
+    for _ in range(_ROUNDS):
+        found = descendants(pid)
+        if not found:
+            return
+        for one in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`, as far as they can be seen at one moment."""
+    found, waiting = [], children(pid)
+    while waiting and len(found) < _MOST_PROCESSES:
+        found.append(waiting.pop())
+        waiting += children(found[-1])
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Of one process, whichever of its threads started them."""
+    try:
+        found: list[int] = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+        return found
+    except (OSError, ValueError):
+        return []  # it ended meanwhile
+
+
+def _own_bytes(pid: int) -> int:
+    try:
+        words = Path(f"/proc/{pid}/statm").read_text().split()
+        return (int(words[1]) - int(words[2])) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0  # it ended meanwhile

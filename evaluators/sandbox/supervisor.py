@@ -1,0 +1,292 @@
+"""The jail's first process: forks one child per evaluation, ends everything the child left, forwards its bytes.
+
+It never runs user code and never holds a row: the child reads its rows from the stream itself, and what it answers
+passes through fixed buffers that are zeroed. It reports raw facts; what they mean is decided by the host
+(`verdict.py`). Only small modules of the standard library, so that a fork stays cheap.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import NoReturn
+
+from evaluators.sandbox import child, scratch
+from evaluators.sandbox.wire import (
+    ACKNOWLEDGE,
+    ACKNOWLEDGED,
+    CANNOT_FORK,
+    CHANNEL,
+    DATA,
+    END,
+    LAST_ACT,
+    LATE,
+    LENGTH,
+    ORDER,
+    OUTPUT_FLOOD,
+    REPORT,
+    RESULT_FLOOD,
+    result_bytes,
+)  # fmt: skip
+
+_CHUNK = 32 << 10
+
+
+def main() -> None:
+    """Load the program, say so, then serve orders until the host closes the stream."""
+    settings = json.loads(sys.argv[1])
+    del sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 is immune to signals from inside only without handlers
+    supervisor = _Supervisor(settings)
+    problem = supervisor.load()
+    del sys.path[0]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluators"]:
+        del sys.modules[name]  # a program may bring a package of that name
+    told = json.dumps({"load_error": problem}).encode()
+    os.write(CHANNEL, LENGTH.pack(len(told)) + told)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while supervisor.serve():
+        pass
+    os._exit(0)
+
+
+class _Supervisor:
+    """Pipes, buffers and the compiled program of one jail."""
+
+    def __init__(self, settings: dict) -> None:
+        self.settings = settings
+        self.limits = settings["limits"]
+        self.scratch = settings["scratch"]
+        self.alone = settings["namespaces"]
+        self.code = None
+        self.poller = select.poll()
+        self.poller.register(CHANNEL, 0)  # hang-up only
+        self.result = bytearray(_CHUNK)
+        self.stdout = bytearray(self.limits["stdout_kept_bytes"])
+        self.stderr = bytearray(self.limits["stdout_kept_bytes"])
+        self.junk = bytearray(_CHUNK)
+        self.zeros = bytes(max(_CHUNK, len(self.stdout)))
+
+    def load(self) -> str:
+        """Compile in a limited child first, then here; returns what is wrong, or an empty text."""
+        if self.settings["guarded"]:
+            from evaluators.sandbox import seccomp  # noqa: PLC0415 - only where there is no pid namespace
+
+            self.settings["guard"] = seccomp.install, seccomp.spare(os.getpid())
+        for name in self.settings["preload"]:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # the child meets the same error, and reports it
+        if self.settings["mode"] == "code":
+            return ""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(CHANNEL)
+            child.try_compile(self.settings, writing)
+        os.close(writing)
+        problem = self._listen(reading, time.monotonic() + self.limits["wall_seconds"])
+        os.close(reading)
+        self._end_all(pid)
+        if problem != "ok":
+            return problem or "compiling it took too much time or memory"
+        self.code = child.compile_entry(self.settings)
+        return ""
+
+    def _listen(self, reading: int, deadline: float) -> str:
+        said = b""
+        while len(said) < 1024:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([reading], [], [], left)[0]:
+                return ""
+            more = os.read(reading, 1024)
+            if not more:
+                break
+            said += more
+        return said.decode("utf-8", "replace")
+
+    def serve(self) -> bool:
+        """One order. False when the host went away or the jail must not be used again."""
+        order = _read_exactly(CHANNEL, ORDER.size)
+        if order is None:
+            return False
+        fields = ORDER.unpack(order)
+        rows, _, wall, total, *_ = fields
+        pipes = os.pipe(), os.pipe(), os.pipe()
+        started = time.monotonic()
+        try:
+            pid = os.fork()
+        except OSError:
+            self._report(CANNOT_FORK | LAST_ACT, 0, 0.0, 0.0, (0, 0, 0))
+            return False
+        if pid == 0:
+            child.main(self.settings, self.code, pipes, fields)
+        for _, writing in pipes:
+            os.close(writing)
+        evaluation = _Evaluation(self, [reading for reading, _ in pipes], rows)
+        flags = evaluation.watch(pid, started + wall / 1000, started + total / 1000, wall / 1000)
+        status, cpu_used = self._end_all(pid)
+        evaluation.drain()
+        for reading, _ in pipes:
+            os.close(reading)
+        flags |= evaluation.flags
+        clean = scratch.wipe(self.scratch, owned=self.alone) and flags & ACKNOWLEDGED
+        if not clean:
+            flags |= LAST_ACT
+        seconds = time.monotonic() - started
+        self._report(flags, status, seconds, cpu_used, (evaluation.held, evaluation.kept[0], evaluation.kept[1]))
+        return bool(clean)
+
+    def _end_all(self, pid: int = 0) -> tuple[int, float]:
+        """Kill and reap all that is left in the jail; the wait status and CPU seconds of `pid`."""
+        status, cpu = 0, 0.0
+        while True:
+            with suppress(ProcessLookupError, PermissionError):
+                # -1: all of this namespace, Landlock domain or uid, but for this process. Else the child's group only.
+                if self.settings["owns_all"]:
+                    os.kill(-1, signal.SIGKILL)
+                elif pid:
+                    os.killpg(pid, signal.SIGKILL)
+            try:
+                found, raw, usage = os.wait4(-1, 0)
+            except ChildProcessError:
+                return status, cpu
+            cpu += usage.ru_utime + usage.ru_stime
+            if found == pid:
+                status = raw
+
+    def _report(self, flags: int, status: int, seconds: float, cpu: float, sizes: tuple[int, int, int]) -> None:
+        header = REPORT.pack(END, flags, status, int(seconds * 1e6), int(cpu * 1e6), *sizes)
+        buffers = (self.result, self.stdout, self.stderr)
+        views = [memoryview(buffer)[:size] for buffer, size in zip(buffers, sizes, strict=True)]
+        _write_all(CHANNEL, [memoryview(header), *views])
+        for view in views:
+            view[:] = self.zeros[: len(view)]
+
+    def forward(self, held: int) -> None:
+        """Send a full result buffer on before the report."""
+        view = memoryview(self.result)[:held]
+        _write_all(CHANNEL, [memoryview(REPORT.pack(DATA, 0, 0, 0, 0, held, 0, 0)), view])
+        view[:] = self.zeros[:held]
+
+    def give_up(self, pid: int) -> NoReturn:
+        """The host went away: so does everything here."""
+        self._end_all(pid)
+        os._exit(0)
+
+
+class _Evaluation:
+    """What one child says, while it lives and after."""
+
+    def __init__(self, jail: _Supervisor, readings: list[int], rows: int) -> None:
+        self.jail = jail
+        self.readings = readings
+        self.open = set(readings)
+        self.held = self.total = self.printed = self.lines = self.flags = 0
+        self.kept = [0, 0]
+        self.allowed = result_bytes(rows, jail.limits["result_bytes"])
+
+    def watch(self, pid: int, deadline: float, last: float, wall: float) -> int:
+        """Until the child ends, is late, or floods. A finished row gives the next one its time."""
+        poller = self.jail.poller
+        ended = os.pidfd_open(pid)
+        for handle in (ended, *self.readings):
+            poller.register(handle, select.POLLIN)
+        flags = 0
+        while not self.flags & (OUTPUT_FLOOD | RESULT_FLOOD):
+            left = min(deadline, last) - time.monotonic()
+            ready = poller.poll(max(left, 0) * 1000)
+            if not ready:
+                if left <= 0:
+                    flags = LATE
+                    break
+                continue
+            lines = self.lines
+            events = dict(ready)
+            if CHANNEL in events:
+                self.jail.give_up(pid)
+            for handle in self.readings:
+                if handle in events and not self.read(handle):
+                    poller.unregister(handle)
+            if self.lines != lines:
+                deadline = time.monotonic() + wall
+            if ended in events:
+                break
+        poller.unregister(ended)
+        os.close(ended)
+        for handle in self.open:
+            poller.unregister(handle)
+        return flags
+
+    def drain(self) -> None:
+        """The rest, after every writer is dead: reads end by themselves."""
+        for handle in list(self.open):
+            while self.read(handle) and not self.flags & (OUTPUT_FLOOD | RESULT_FLOOD):
+                pass
+
+    def read(self, handle: int) -> bool:
+        """Take what is there; False at the end of the pipe."""
+        if handle == self.readings[0]:
+            count = self._read_result(handle)
+        else:
+            count = self._read_printed(handle, self.readings.index(handle) - 1)
+        if not count:
+            self.open.discard(handle)
+        return bool(count)
+
+    def _read_result(self, handle: int) -> int:
+        if self.held == _CHUNK:
+            self.jail.forward(self.held)
+            self.held = 0
+        buffer = self.jail.result
+        count = os.readv(handle, [memoryview(buffer)[self.held :]])
+        if count and not self.total and buffer[0] == ACKNOWLEDGE[0]:
+            self.flags |= ACKNOWLEDGED
+        self.lines += buffer.count(b"\n", self.held, self.held + count)
+        self.held += count
+        self.total += count
+        if self.total > self.allowed:
+            self.flags |= RESULT_FLOOD
+        return count
+
+    def _read_printed(self, handle: int, stream: int) -> int:
+        kept = self.kept[stream]
+        buffer = self.jail.stderr if stream else self.jail.stdout
+        count = os.readv(handle, [memoryview(buffer)[kept:], memoryview(self.jail.junk)])
+        self.kept[stream] = min(kept + count, len(buffer))
+        self.printed += count
+        if self.printed > self.jail.limits["stdout_bytes"]:
+            self.flags |= OUTPUT_FLOOD
+        return count
+
+
+def _read_exactly(handle: int, size: int) -> bytes | None:
+    found = b""
+    while len(found) < size:
+        more = os.read(handle, size - len(found))
+        if not more:
+            return None
+        found += more
+    return found
+
+
+def _write_all(handle: int, views: list[memoryview]) -> None:
+    while views:
+        try:
+            sent = os.writev(handle, views)
+        except OSError:
+            os._exit(0)  # the host went away
+        while views and sent >= len(views[0]):
+            sent -= len(views.pop(0))
+        if views and sent:
+            views[0] = views[0][sent:]

@@ -1,0 +1,120 @@
+"""Runs hostile evaluators one after another, with decoys on the host, and a harmless one after each.
+
+A program of its own as well, so that it can run as another user: `python tests/hostile/suite.py [STEP [TIER]]` prints
+one JSON line for each case (every STEPth).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from evaluators.protocol import Limits, Program, Result, Status
+from evaluators.sandbox import Sandbox
+from tests.hostile.cases import CASES, Case
+
+LIMITS = Limits(wall_seconds=0.8, cpu_seconds=1.0, memory_bytes=256 << 20)
+CANARY = Program({"canary.py": b"def canary(answer):\n    return 0.25 * len(answer)\n"}, "canary.py::canary")
+SECRET = "planted-secret-4711"
+
+
+class World:
+    """The decoys: a secret file and variable, listeners on loopback, a path that must stay absent."""
+
+    def __init__(self, folder: Path) -> None:
+        secret = folder / "secret"
+        secret.write_text(SECRET)
+        os.environ["EVALUATOR_PLANTED"] = SECRET
+        self.marker = folder / "marker"
+        self.visitors: list[str] = []
+        self.tcp = socket.create_server(("127.0.0.1", 0))
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(self.tcp.getsockname())
+        self.abstract = socket.socket(socket.AF_UNIX)
+        name = f"evaluator-decoy-{os.getpid()}"
+        self.abstract.bind("\0" + name)
+        self.abstract.listen()
+        self.row = {"secret": str(secret), "marker": str(self.marker), "port": self.tcp.getsockname()[1],
+                    "abstract": name, "pid": os.getpid(), "needle": "needle-in-the-row"}  # fmt: skip
+
+    def visited(self) -> list[str]:
+        """The decoys that somebody reached."""
+        found = []
+        for name, one in (("tcp", self.tcp), ("udp", self.udp), ("abstract", self.abstract)):
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.recv(1) if name == "udp" else one.accept()
+                found.append(name)
+        return [*found, *(["marker"] if self.marker.exists() else [])]
+
+    def close(self) -> None:
+        for one in (self.tcp, self.udp, self.abstract):
+            one.close()
+        os.environ.pop("EVALUATOR_PLANTED", None)
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """Decoys for as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        decoys = World(Path(folder))
+        try:
+            yield decoys
+        finally:
+            decoys.close()
+
+
+def problems(case: Case, results: Sequence[Result]) -> list[str]:
+    """What is wrong with how a case ended; empty when it was contained."""
+    found = []
+    for result in results:
+        told = f"{result.status.value} {result.score.score if result.score else ''} {result.message}"
+        if result.status not in case.expected:
+            found.append(f"ended as {told}, expected {', '.join(case.expected)}")
+        elif result.status is Status.OK and result.score and result.score.score != case.score:
+            found.append(f"got through: {told} {result.stdout[:200]}")
+        if SECRET in json.dumps([result.message, result.stdout, dict(result.details)]):
+            found.append("the secret came out")
+    return found
+
+
+def play(cases: Sequence[Case], sandbox: Sandbox, decoys: World) -> Iterator[dict[str, object]]:
+    """One record for each case: its name, what is wrong, and how long the canary took afterwards, in seconds."""
+    sandbox.evaluate(CANARY, [{"answer": "a"}], limits=LIMITS)
+    for case in cases:
+        rows = [decoys.row | {"row_number": number} for number in range(case.rows)]
+        program = Program({"hostile.py": case.source.encode("utf-8", "surrogatepass")}, "hostile.py::f")
+        wrong = problems(case, sandbox.evaluate(program, rows, limits=LIMITS))
+        started = time.monotonic()
+        (canary,) = sandbox.evaluate(CANARY, [{"answer": "abc"}], limits=LIMITS)
+        seconds = time.monotonic() - started
+        if not (canary.ok and canary.score and canary.score.score == 0.75):
+            wrong.append(f"the canary ended as {canary.status} {canary.message}")
+        wrong += [f"reached the decoy {name}" for name in decoys.visited()]
+        yield {"case": f"{case.group}/{case.name}", "wrong": wrong, "canary": seconds, "tier": canary.tier.value}
+
+
+def left_behind() -> list[str]:
+    """Processes below this one, after every jail was closed."""
+    listed = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    return listed.read_text().split() if listed.exists() else []
+
+
+def main(step: int, tier: str) -> None:
+    with world() as decoys:
+        with Sandbox(tier) as sandbox:
+            for record in play(CASES[::step], sandbox, decoys):
+                print(json.dumps(record), flush=True)
+        print(json.dumps({"case": "nothing left behind", "wrong": left_behind(), "canary": 0.0, "tier": "-"}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1, sys.argv[2] if len(sys.argv) > 2 else "auto")

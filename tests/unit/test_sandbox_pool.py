@@ -1,0 +1,187 @@
+"""Pools: warm jails, isolation, state that is noticed, jails that die, many threads, and nothing left over."""
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from evaluators.protocol import Isolation, Limits, Program, Status
+from evaluators.sandbox import Sandbox
+from evaluators.sandbox import memory as jail_memory
+from evaluators.sandbox.jail import Jail
+from evaluators.sandbox.pool import _units
+
+LIMITS = Limits(wall_seconds=2.0, memory_bytes=256 << 20)
+PURE = Program({"pure.py": b"import os\ndef f(n):\n    return n * 0.5\n"}, "pure.py::f")
+COUNTER = Program({"count.py": b"seen = []\ndef f(n):\n    seen.append(n)\n    return len(seen)\n"}, "count.py::f")
+
+
+def jails(sandbox: Sandbox) -> list[Jail]:
+    """Those that wait for work."""
+    return [jail for record in sandbox._records.values() for jail in record.idle]
+
+
+def scores(results) -> list[float]:
+    assert all(result.ok for result in results), results
+    return [result.score.score for result in results]
+
+
+def test_units_follow_the_isolation() -> None:
+    assert _units(3, Isolation.ROW, None) == [[0], [1], [2]]
+    assert _units(5, Isolation.GROUP, [7, 7, 8, 8, 7]) == [[0, 1], [2, 3], [4]]
+    assert _units(3, Isolation.GROUP, None) == [[0, 1, 2]]
+    assert [len(unit) for unit in _units(600, Isolation.BATCH, None)] == [256, 256, 88]
+    with pytest.raises(ValueError, match="2 groups for 3 rows"):
+        _units(3, Isolation.GROUP, [1, 2])
+
+
+def test_results_come_in_order_from_many_threads() -> None:
+    with Sandbox(workers=2) as sandbox, ThreadPoolExecutor(4) as executor:
+        calls = [
+            executor.submit(sandbox.evaluate, PURE, [{"n": n} for n in range(at, at + 10)], limits=LIMITS)
+            for at in range(0, 80, 10)
+        ]
+        assert [scores(call.result()) for call in calls] == [
+            [n * 0.5 for n in range(at, at + 10)] for at in range(0, 80, 10)
+        ]
+        assert len(jails(sandbox)) <= 2
+
+
+def test_an_evaluator_that_keeps_state_is_found_out() -> None:
+    rows = [{"n": n} for n in range(6)]
+    with Sandbox(workers=2) as sandbox:
+        first = sandbox.evaluate(COUNTER, rows, limits=LIMITS, isolation=Isolation.GROUP, groups=[0, 0, 0, 1, 1, 1])
+        assert scores(first) == [1.0] * 6
+        assert all(one.isolation is Isolation.ROW and one.details["stateful_evaluator"] for one in first)
+        again = sandbox.evaluate(COUNTER, rows, limits=LIMITS, isolation=Isolation.BATCH)
+        assert scores(again) == [1.0] * 6
+        pure = sandbox.evaluate(PURE, rows, limits=LIMITS, isolation=Isolation.GROUP)
+        assert scores(pure) == [n * 0.5 for n in range(6)]
+        assert all(one.isolation is Isolation.GROUP and "stateful_evaluator" not in one.details for one in pure)
+
+
+def test_a_killed_jail_costs_an_attempt_and_no_row() -> None:
+    with Sandbox(workers=1) as sandbox:
+        scores(sandbox.evaluate(PURE, [{"n": 1}], limits=LIMITS))
+        (jail,) = jails(sandbox)
+        os.kill(jail.process.pid, signal.SIGKILL)
+        jail.process.wait()
+        (result,) = sandbox.evaluate(PURE, [{"n": 3}], limits=LIMITS)
+        assert (result.status, result.attempts) == (Status.OK, 2)
+        assert result.score is not None
+        assert result.score.score == 1.5
+
+
+def test_a_jail_killed_in_the_middle_of_a_row_is_replaced() -> None:
+    slow = Program({"slow.py": b"import time\ndef f(n):\n    time.sleep(0.5)\n    return n\n"}, "slow.py::f")
+    with Sandbox(workers=1) as sandbox, ThreadPoolExecutor(1) as executor:
+        scores(sandbox.evaluate(slow, [{"n": 1}], limits=LIMITS))
+        (jail,) = jails(sandbox)
+        (supervisor,) = jail_memory.children(jail.process.pid)
+        running = executor.submit(sandbox.evaluate, slow, [{"n": 2}], limits=LIMITS)
+        while not jail_memory.children(supervisor):
+            threading.Event().wait(0.005)
+        os.kill(supervisor, signal.SIGKILL)
+        (result,) = running.result()
+        assert (result.status, result.attempts) == (Status.OK, 2)
+
+
+def test_jails_of_programs_not_used_for_longest_make_room() -> None:
+    with Sandbox(workers=1) as sandbox:
+        sandbox._most = 2
+        programs = [Program({"p.py": b"def f(n): return %d" % n}, "p.py::f") for n in range(3)]
+        for n, program in enumerate(programs):
+            assert scores(sandbox.evaluate(program, [{"n": 0}], limits=LIMITS)) == [float(n)]
+        assert [record.live for record in sandbox._records.values()] == [0, 1, 1]
+
+
+def test_a_program_that_keeps_being_late_yields_the_processor() -> None:
+    limits = Limits(wall_seconds=0.1)
+    late = Program({"late.py": b"import time\ndef f(n):\n    time.sleep(60)\n"}, "late.py::f")
+    with Sandbox(workers=2) as sandbox:
+        results = sandbox.evaluate(late, [{"n": n} for n in range(4)], limits=limits)
+        assert {result.status for result in results} == {Status.TIMEOUT}
+        (record,) = sandbox._records.values()
+        assert record.nice > 0
+        assert sandbox._record((PURE.digest, LIMITS, "score")).nice == 0
+
+
+def test_after_close_nothing_is_left() -> None:
+    folders: list[Path] = []
+    with Sandbox(workers=2) as sandbox:
+        scores(sandbox.evaluate(PURE, [{"n": 1}] * 4, limits=LIMITS))
+        idle = jails(sandbox)
+        folders = [folder for jail in idle if jail.cgroup for folder in jail.cgroup.folders]
+        pids = [pid for jail in idle for pid in (jail.process.pid, *jail_memory.descendants(jail.process.pid))]
+        assert len(pids) >= 2
+    assert [pid for pid in pids if Path("/proc", str(pid)).exists()] == []
+    assert [folder for folder in folders if folder.exists()] == []
+    with pytest.raises(RuntimeError, match="closed"):
+        sandbox.evaluate(PURE, [{"n": 1}], limits=LIMITS)
+
+
+def test_the_jail_goes_when_its_launcher_is_killed() -> None:
+    jail = Jail(PURE, LIMITS)
+    try:
+        (supervisor,) = jail_memory.children(jail.process.pid)
+        os.kill(jail.process.pid, signal.SIGKILL)
+        jail.process.wait()
+        for _ in range(400):
+            if not Path("/proc", str(supervisor)).exists() or "Z" in state(supervisor):
+                break
+            threading.Event().wait(0.01)
+        assert not Path("/proc", str(supervisor)).exists() or "Z" in state(supervisor)
+    finally:
+        jail.close()
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def test_paths_of_programs_must_stay_inside() -> None:
+    for path in ("/etc/passwd", "../x.py", "a//b.py", "./x.py", ""):
+        with pytest.raises(ValueError, match="must be relative"):
+            Jail(Program({path: b""}, "x.py::f"), LIMITS)
+
+
+MAIN = """
+from pack.part import VALUE
+from . import part
+import beside
+import os
+def f(n):
+    path = os.path.join(os.path.dirname(__file__), "..", "data.txt")
+    try:
+        open(path, "w")
+    except OSError:
+        return VALUE + float(open(path).read()) + beside.X
+"""
+
+
+def test_files_of_a_program_import_each_other_and_are_read_only() -> None:
+    files = {"pack/__init__.py": b"", "pack/part.py": b"VALUE = 0.75\n", "data.txt": b"0.5",
+             "pack/main.py": MAIN.encode(), "pack/beside.py": b"X = 1\n"}  # fmt: skip
+    with Sandbox(workers=1) as sandbox:
+        results = sandbox.evaluate(Program(files, "pack/main.py::f"), [{"n": 1}], limits=LIMITS)
+    assert scores(results) == [2.25]
+
+
+def test_environment_and_readable_folders_reach_the_program(tmp_path: Path) -> None:
+    folder = tmp_path / "shown"
+    folder.mkdir()
+    (folder / "library.py").write_text("VALUE = 0.5")
+    for one in (folder, folder / "library.py"):
+        one.chmod(0o755)
+    program = Program(
+        {"p.py": b"import os, library\ndef f(n): return library.VALUE + float(os.environ['ADDED'])"}, "p.py::f",
+        environment={"PYTHONPATH": str(folder), "ADDED": "0.25"}, readable=(str(folder),),
+    )  # fmt: skip
+    with Sandbox(workers=1) as sandbox:
+        assert scores(sandbox.evaluate(program, [{"n": 1}], limits=LIMITS)) == [0.75]
