@@ -38,7 +38,7 @@ import numpy as np
 
 POOL = 6400  # rows; from so many on transformers groups over 50 batches of 32
 ROWS_PER_STEP = 32
-VOCABULARY = 512  # that of the shipped tiny model, whose tokenizer TRL is given
+VOCABULARY = 512  # that of the shipped tiny model, whose tokenizer TRL is given (it only pads with it)
 MARK = "@@"
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-4, "update": 1e-2}  # relative; `update` of all weights, as one vector
 SHAPES = {"s": (128, 4, 4, 2, 32, 384), "l": (256, 4, 8, 2, 32, 768)}  # hidden, layers, heads, kv, head size, MLP
@@ -46,7 +46,7 @@ SHAPES = {"s": (128, 4, 4, 2, 32, 384), "l": (256, 4, 8, 2, 32, 768)}  # hidden,
 
 @dataclass(frozen=True)
 class Work:
-    """A workload: model size, adapter rank (0 = all parameters), row lengths, rows in a round."""
+    """A workload: model size, adapter rank (0 = all parameters), row lengths, rows in a round, vocabulary."""
 
     name: str
     size: str
@@ -54,6 +54,7 @@ class Work:
     shortest: int
     longest: int
     rows: int
+    vocabulary: int = VOCABULARY
 
 
 WORKS = (
@@ -61,6 +62,8 @@ WORKS = (
     Work("chats-lora-s", "s", 8, 40, 400, 256),
     Work("chats-full-l", "l", 0, 40, 400, 96),
     Work("chats-lora-l", "l", 8, 40, 400, 96),
+    Work("chats-full-v32k", "s", 0, 40, 400, 96, 32_768),
+    Work("chats-lora-v32k", "s", 8, 40, 400, 96, 32_768),
     Work("short-full-s", "s", 0, 15, 15, 2048),
     Work("short-lora-s", "s", 8, 15, 15, 2048),
 )
@@ -102,12 +105,12 @@ def make_rows(work: Work, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     generator = np.random.default_rng(0)
     rows = []
     for _ in range(count):
-        ids = generator.integers(6, VOCABULARY, int(generator.integers(work.shortest, work.longest + 1)))
+        ids = generator.integers(6, work.vocabulary, int(generator.integers(work.shortest, work.longest + 1)))
         rows.append((ids, np.arange(len(ids)) >= len(ids) // 2))
     return rows
 
 
-def make_model(size: str, folder: Path) -> None:
+def make_model(size: str, folder: Path, vocabulary: int) -> None:
     """Write a random Qwen3 of `size` with the shipped tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
@@ -115,7 +118,7 @@ def make_model(size: str, folder: Path) -> None:
     hidden, layers, heads, kv_heads, head, inter = SHAPES[size]
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=head, intermediate_size=inter, max_position_embeddings=1024,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.06,
     )  # fmt: skip
@@ -463,9 +466,10 @@ def prepare(work: Work, folder: Path) -> Task:
     from trainer.engine.local import LocalEngine
     from trainer.runs import EngineSettings
 
-    base, adapter = folder / work.size, folder / f"{work.size}-adapter"
+    name = f"{work.size}-{work.vocabulary}"
+    base, adapter = folder / name, folder / f"{name}-adapter"
     if not base.exists():
-        make_model(work.size, base)
+        make_model(work.size, base, work.vocabulary)
     if work.rank and not adapter.exists():
         engine = LocalEngine(base, EngineSettings(device="cpu", threads=1))
         engine.create_model("m", lora=LoraSpec(work.rank, 2.0 * work.rank), seed=0)
