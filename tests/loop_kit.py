@@ -17,8 +17,9 @@ from trainer.engine.toy import ToyEngine
 from trainer.jobs import SupervisedFineTuningJob
 from trainer.loops.evaluation import Question
 from trainer.loops.parity import ParityGate
-from trainer.loops.sft import MODEL, Material, Outcome, SftLoop
+from trainer.loops.sft import SftLoop
 from trainer.loops.stop import Stop
+from trainer.loops.training import MODEL, Material, Outcome, datums_of
 from trainer.objectives import OBJECTIVES
 from trainer.report import Reporter
 from trainer.runs import (
@@ -105,6 +106,7 @@ def run(
     stop_at: int = -1,
     disk: Disk = QUICK,
     stop: Stop | None = None,
+    loop: Any = SftLoop,
     **more: Any,
 ) -> Outcome:
     """Run the loop in `folder`; asked to stop once step `stop_at` has been reported."""
@@ -112,13 +114,13 @@ def run(
     stop, files = stop or Stop(), MetricsFiles(folder)
     reporter: Reporter = Tee([Journal(folder), files, OnMetrics(stop, stop_at, "tokens", request)])
     engine, given = engine or ToyEngine(VOCABULARY), given or material()
-    parity = ParityGate(engine, MODEL, [datum.tokens[:1] for datum in given.train[:2]], 1e-3)
+    parity = ParityGate(engine, MODEL, [datum.tokens[:1] for datum in datums_of(given.train[:2])], 1e-3)
     try:
-        loop = SftLoop(
+        made = loop(
             spec, given, engine=engine, folder=folder, reporter=reporter, files=files,
             decode=lambda ids: " ".join(map(str, ids)), stop=stop, gate=parity, disk=disk, **more,
         )  # fmt: skip
-        return loop.run()
+        return made.run()
     finally:
         reporter.close()
 

@@ -44,8 +44,10 @@ COMMANDS: dict[str, Command] = {
     "show": Command("trainer.commands.show", "show one run: job, ledger, metrics, checkpoints, answers"),
     "promote": Command("trainer.commands.promote", "make a run's or a checkpoint's weights a model of the gateway"),
     "chat": Command("trainer.commands.chat", "talk to a model, or answer one prompt"),
+    "evaluate": Command("trainer.commands.evaluate", "score answers with an evaluator, in a sandbox"),
     "sync": Command("trainer.commands.sync", "tell the gateway what it has not heard yet"),
     "gateway": Command("trainer.commands.gateway", "serve the embedded gateway with its scheduler"),
+    "doctor": Command("trainer.commands.doctor", "say what fence this machine gives to untrusted evaluators"),
 }
 
 

@@ -10,11 +10,11 @@ import argparse
 import fcntl
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trainer import environment
 from trainer.beside import beside
@@ -27,17 +27,21 @@ from trainer.estimate import Workload, foresee, workload
 from trainer.finite import NotFinite
 from trainer.history import LOCK
 from trainer.jobs import JobState
-from trainer.loops.best import LOSS
+from trainer.loops.best import LOSS, PREFERRED
 from trainer.loops.material import HELD_OUT_LEDGER, TRAIN_LEDGER, Prepared, read_material
 from trainer.loops.parity import ParityBroken, ParityGate, SavedTokens, gate
-from trainer.loops.sft import MODEL, NonFinite, Outcome, SftLoop, terminal_state
+from trainer.loops.preference import PreferenceLoop
+from trainer.loops.reference import made_with
+from trainer.loops.sft import SftLoop
 from trainer.loops.stop import Stop
+from trainer.loops.training import MODEL, NonFinite, Outcome, TrainingLoop, datums_of, terminal_state
 from trainer.loops.watchdog import HAND_OVER, LOADING, READING, Watchdog
 from trainer.machine import Look, this_machine
 from trainer.promotion import describe, lay_out
 from trainer.report import Reporter
 from trainer.report_page import write_report
 from trainer.runs import RunSpec
+from trainer.times import lines_of
 from trainer.tracking import Console, Journal, MetricsFiles, Tee, Wandb
 
 EXIT_DONE, EXIT_CRASH, EXIT_REFUSED, EXIT_PAUSED = 0, 1, 2, 75
@@ -150,7 +154,9 @@ class Worker:
         told = beside(CONFESSION, lambda: confess(self.spec, self.folder, load=load))
         if told:
             self.reporter.log(told)
-        self.reporter.state(terminal_state(outcome), _summary(self.spec, outcome))
+        metrics = lines_of(self.folder / "metrics.jsonl")
+        preferred = [line[PREFERRED] for line in metrics if PREFERRED in line]
+        self.reporter.state(terminal_state(outcome), _summary(self.spec, outcome, preferred))
         return EXIT_DONE
 
     def _paused(self, where: str) -> int:
@@ -182,8 +188,8 @@ class Worker:
             return None
         tokens = SavedTokens(prepared.renderer, self.folder / "tokenizer", prepared.material.probes)
         return gate(
-            engine, MODEL, train=prepared.material.train, prompts=train.parity_prompts, max_gap=train.parity_max_gap,
-            dtype=self.spec.engine.dtype, seed=train.seed, tokens=tokens,
+            engine, MODEL, train=datums_of(prepared.material.train), prompts=train.parity_prompts,
+            max_gap=train.parity_max_gap, dtype=self.spec.engine.dtype, seed=train.seed, tokens=tokens,
         )  # fmt: skip
 
     def _hand_over(self, outcome: Outcome, prepared: Prepared, parity: ParityGate | None) -> None:
@@ -201,11 +207,16 @@ class Worker:
         model = lay_out(outcome.checkpoint, self.folder / "model", tokenizer_from=self.folder / "tokenizer")
         self.reporter.model({**describe(self.spec, model), "contextLength": prepared.context_length})
 
-    def _loop(self, engine: Engine, prepared: Prepared, parity: ParityGate | None) -> SftLoop:
-        return SftLoop(
-            self.spec, prepared.material, engine=engine, folder=self.folder, reporter=self.reporter, files=self.files,
-            decode=prepared.decode, stop=self.stop, gate=parity, stage=self.watchdog.stage, disk=self.disk,
-        )  # fmt: skip
+    def _loop(self, engine: Engine, prepared: Prepared, parity: ParityGate | None) -> TrainingLoop:
+        parts: dict[str, Any] = {
+            "engine": engine, "folder": self.folder, "reporter": self.reporter, "files": self.files,
+            "decode": prepared.decode, "stop": self.stop, "gate": parity, "stage": self.watchdog.stage,
+            "disk": self.disk,
+        }  # fmt: skip
+        if self.spec.kind == "dpo":
+            depends = made_with(self.spec, prepared.renderer)
+            return PreferenceLoop(self.spec, prepared.material, made_with=depends, **parts)
+        return SftLoop(self.spec, prepared.material, **parts)
 
 
 def build_engine(spec: RunSpec, prepared: Prepared) -> Engine:
@@ -262,11 +273,16 @@ def _tell(ledger: Ledger, log: Callable[[str], None]) -> None:
         log(f"  {line}")
 
 
-def _summary(spec: RunSpec, outcome: Outcome) -> str:
+def _summary(spec: RunSpec, outcome: Outcome, preferred: Sequence[float]) -> str:
     words = [f"{outcome.cursor.step} steps, {outcome.cursor.tokens:,} tokens"]
     if outcome.cursor.best_value is not None:
         metric = "held-out loss" if spec.train.best_metric == LOSS else spec.train.best_metric
         words.append(f"best {metric} {outcome.cursor.best_value:.4f} at step {outcome.cursor.best_step}")
+    if preferred:
+        words.append(
+            f"of held-out pairs {preferred[0]:.1%} before and {preferred[-1]:.1%} at the end have the chosen answer as "
+            "the likelier one"
+        )
     if spec.train.score_rows and outcome.after:
         before, after = (sum(one.exact for one in answers) for answers in (outcome.before, outcome.after))
         rows = len(outcome.after)

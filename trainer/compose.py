@@ -10,7 +10,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -24,8 +24,8 @@ from pydantic import BaseModel, ValidationError
 
 from trainer import __version__, provenance
 from trainer.errors import UsageError
-from trainer.jobs import JOB_KINDS, SupervisedFineTuningJob
-from trainer.objectives import OBJECTIVES
+from trainer.jobs import JOB_KINDS, DpoJob, Job
+from trainer.objectives import objective_of
 from trainer.provenance import COMPUTED, DEFAULT, TYPED, WIRE, Layer
 from trainer.runs import (
     DataSettings,
@@ -49,6 +49,9 @@ _SETTINGS: dict[str, type[BaseModel]] = {
     "gateway": GatewaySettings,
 }
 _QUICKSTART = "experiment=quickstart"
+_SHIPPED_JOBS = ("dpo", "orpo")  # job=dpo alone is experiment=dpo
+_NAMES_ROWS = {"data", "data.train", "job.dataset", "experiment", "model"}
+_ONLY_DPO = {"data.carveout": "job.eval_auto_carveout", "train.early_stop": "job.early_stop"}
 
 
 class ConfigError(UsageError):
@@ -61,7 +64,7 @@ class Composed(BaseModel):
     kind: str
     name: str | None
     output_dir: str | None
-    job: SupervisedFineTuningJob
+    job: Job
     model: ModelSettings
     data: DataSettings
     train: TrainSettings
@@ -75,43 +78,72 @@ class Composed(BaseModel):
     def spec(self, run_id: str, inputs: Inputs, *, created: str) -> RunSpec:
         """The run's description, once its inputs are known."""
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        objective = OBJECTIVES[self.kind]
-        sources = self.sources | provenance.of_hyper(self.job, self.model.lora, self.sources)
+        lora = self.model.lora.asked_by(self.job)
+        settings["model"] = self.model.model_copy(update={"lora": lora})
+        objective, sources = self.objective, dict(self.sources)
+        for ours, theirs in _FROM_JOB.items():
+            if sources.get(theirs, DEFAULT) != DEFAULT:
+                sources[ours] = sources[theirs]
+        sources |= provenance.of_hyper(self.job, lora, sources)
         sources |= {key: COMPUTED for key, _ in provenance.leaves({"inputs": inputs})}
-        sources |= {key: DEFAULT for key, _ in provenance.leaves({"objective": objective})}
+        for key, _ in provenance.leaves({"objective": objective}):
+            sources[key] = self.sources.get(_CONSTANTS_FROM.get(key, ""), DEFAULT)
         return RunSpec(
             id=run_id, kind=self.kind, created=created, trainer_version=__version__, job=self.job, inputs=inputs,
-            hyper=Hyperparameters.of(self.job, self.model.lora), objective=objective,
+            hyper=Hyperparameters.of(self.job, lora), objective=objective,
             overrides=_without_secrets(self.overrides), sources=sources, **settings,
         )  # fmt: skip
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """What the job trains, expanded. Raises `ValueError` where its settings do not fit its method."""
+        return objective_of(self.job, **self.train.dpo.model_dump())
+
+
+_FROM_JOB = {  # the adapter's settings that a job may have
+    "model.lora.alpha": "job.training_config.lora_alpha",
+    "model.lora.dropout": "job.training_config.lora_dropout",
+    "model.lora.targets": "job.training_config.lora_target_modules",
+}
+_CONSTANTS_FROM = {
+    "objective.constants.beta": "job.loss_config.dpo.beta",
+    "objective.constants.orpo_lambda": "job.loss_config.orpo.lambda_",
+    "objective.constants.nll_weight": "train.dpo.nll_weight",
+    "objective.constants.label_smoothing": "train.dpo.label_smoothing",
+    "objective.name": "train.dpo.loss",
+    "objective.method": "job.loss_config.method",
+}
 
 
 def compose(overrides: Sequence[str]) -> Composed:
     """Compose and check. No override at all is the quick start. Raises `ConfigError`."""
     # The one open dictionary takes new keys without Hydra's plus sign.
-    typed = [f"++{word}" if word.startswith("data.columns") else word for word in overrides] or [_QUICKSTART]
+    typed = _started([f"++{word}" if word.startswith("data.columns") else word for word in overrides])
     config = _container(typed)
     origins = _origins(typed, config)
     notes = _untie_evaluation(config)
     if notes:
-        origins["job.evaluation_dataset"] = COMPUTED
+        origins["job.evaluation_dataset" if "evaluation_dataset" in config["job"] else "data.evaluation"] = COMPUTED
     problems: list[str] = []
     checked: dict[str, Any] = {}
-    data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
     for name, model in _SETTINGS.items():
-        checked[name] = _check(model, data if name == "data" else config[name], at=name, problems=problems)
+        values = _data_of(config) if name == "data" else config[name]
+        checked[name] = _check(model, values, at=name, problems=problems)
     job = _prune(config["job"])
-    if job.get("warm_start_from") and job.get("base_model") == config["model"]["name"]:
-        del job["base_model"]  # filled in by the model group, not typed
-        origins["job.base_model"] = COMPUTED
+    settings, at = (job["training_config"], "job.training_config") if "training_config" in job else (job, "job")
+    if settings.get("warm_start_from") and settings.get("base_model") == config["model"]["name"]:
+        del settings["base_model"]  # filled in by the model group, not typed
+        origins[f"{at}.base_model"] = COMPUTED
     if not job.get("dataset"):
         problems.append(
             "job.dataset: name the rows to train on: data.train=FILE, a hub id, a gateway data set, or data=quickstart"
         )
         job["dataset"] = "unset"
     checked["job"] = _check(JOB_KINDS[config["kind"]].model, job, at="job", problems=problems)
+    problems += [] if problems else _problems_together(config, checked)
     if problems:
         raise ConfigError("\n".join(problems))
+    origins = {key.replace(".orpo.lambda", ".orpo.lambda_"): name for key, name in origins.items()}
     sources = provenance.of_settings({"kind": config["kind"], **checked}, origins)
     return Composed(
         kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
@@ -119,12 +151,45 @@ def compose(overrides: Sequence[str]) -> Composed:
     )  # fmt: skip
 
 
-def for_job(kind: str, job: SupervisedFineTuningJob, *, base_path: str) -> Composed:
+def _started(words: list[str]) -> list[str]:
+    """What was typed, with the shipped experiment where nothing was, or a job that has one and no rows for it."""
+    if not words:
+        return [_QUICKSTART]
+    keys = {word.lstrip("+").partition("=")[0] for word in words}
+    job = next((word.partition("=")[2] for word in words if word.startswith("job=")), "")
+    return [f"experiment={job}", *words] if job in _SHIPPED_JOBS and not keys & _NAMES_ROWS else words
+
+
+def _data_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The data group without what the job's own fields say."""
+    mine = {"train"} | ({"evaluation"} if "evaluation_dataset" in config["job"] else set())
+    return {key: value for key, value in config["data"].items() if key not in mine}
+
+
+def _problems_together(config: dict[str, Any], checked: dict[str, Any]) -> list[str]:
+    """What is wrong with the groups beside each other, each being right by itself."""
+    job, data, train = checked["job"], checked["data"], checked["train"]
+    problems = []
+    if not isinstance(job, DpoJob):
+        for key, field in _ONLY_DPO.items():
+            group, _, name = key.partition(".")
+            if getattr(checked[group], name):
+                problems.append(f"{key}: an {config['kind']} job has a field for that; set {field}")
+    elif train.early_stop and not (data.evaluation or data.carveout):
+        problems.append("train.early_stop: needs held-out pairs to judge by; set data.evaluation or data.carveout=true")
+    try:
+        objective_of(job, **train.dpo.model_dump())
+        checked["model"].lora.asked_by(job)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems
+
+
+def for_job(kind: str, job: Job, *, base_path: str) -> Composed:
     """The shipped configuration around a job that came over the wire; `base_path` is where its base model is."""
     words = [f"job={kind}", "gateway=off"]
     config = _container(words)
-    data = {key: value for key, value in config["data"].items() if key not in ("train", "evaluation")}
-    groups = {**config, "data": data}
+    groups = {**config, "data": _data_of(config)}
     settings: dict[str, Any] = {name: model.model_validate(groups[name]) for name, model in _SETTINGS.items()}
     settings["model"] = ModelSettings(name=job.base_model or job.warm_start_from or "", path=base_path)
     origins = {key: name for key, name in _origins(words, config).items() if not key.startswith("model.")}
@@ -188,13 +253,17 @@ def _origins(overrides: Sequence[str], config: dict[str, Any]) -> dict[str, str]
 def _untie_evaluation(config: dict[str, Any]) -> list[str]:
     """Held-out rows that a data group brings belong to that group's rows, not to others typed in their place."""
     job, data = config["job"], config["data"]
-    same = job["evaluation_dataset"] == data["evaluation"]
-    if job["dataset"] != data["train"] and same and data["evaluation"]:
-        job["evaluation_dataset"] = None
-        return [f"note: {data['evaluation']} belongs to {data['train']}, which is not trained on; it is not used"]
-    if job["eval_auto_carveout"] and same and data["evaluation"]:
-        job["evaluation_dataset"] = None
-        return [f"note: held-out rows are carved out; {data['evaluation']} is not used"]
+    has_field = "evaluation_dataset" in job
+    place, name = (job, "evaluation_dataset") if has_field else (data, "evaluation")
+    evaluation, carveout = data["evaluation"], job["eval_auto_carveout"] if has_field else data["carveout"]
+    if not evaluation or place[name] != evaluation:
+        return []
+    if job["dataset"] != data["train"]:
+        place[name] = None
+        return [f"note: {evaluation} belongs to {data['train']}, which is not trained on; it is not used"]
+    if carveout:
+        place[name] = None
+        return [f"note: held-out rows are carved out; {evaluation} is not used"]
     return []
 
 
@@ -221,14 +290,27 @@ def _pydantic_words(model: type[BaseModel], error: ValidationError, at: str) -> 
     for one in error.errors(include_url=False):
         path = ".".join([at, *(_snake(str(part)) for part in one["loc"])])
         if one["type"] == "extra_forbidden":
-            words.append(f"{path}: unknown key{_did_you_mean(str(one['loc'][-1]), model.model_fields)}")
+            known = _fields_at(model, one["loc"][:-1])
+            words.append(f"{path}: unknown key{_did_you_mean(str(one['loc'][-1]), known)}")
             continue
         message = one["msg"].removeprefix("Value error, ")
         if one["type"] == "value_error":
-            words.append(f"{path}.{message}" if re.match(r"[a-z_]+: ", message) else f"{path}: {message}")
+            words.append(f"{path}.{message}" if re.match(r"[a-z_.]+: ", message) else f"{path}: {message}")
         else:
             words.append(f"{path}: {message}, got {one['input']!r}")
     return words
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Names of the fields of what stands at `path` in `model`."""
+    for part in path:
+        found = [f for name, f in model.model_fields.items() if part in (name, f.alias)]
+        kinds = [found[0].annotation, *get_args(found[0].annotation)] if found else []
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return [name.strip("_") for name in model.model_fields]
 
 
 def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -24,6 +24,10 @@ DEFAULT_LORA_RANK = 8
 DEFAULT_BATCH_TOKENS = 32_768
 DEFAULT_MAX_CONTEXT = 8_192
 DEFAULT_WEIGHT_DECAY = 0.01
+DEFAULT_PREFERENCE_LEARNING_RATE = 1e-5
+DEFAULT_DPO_BETA = 0.1
+DEFAULT_ORPO_LAMBDA = 1.0  # the hosted gateway's; the paper's, TRL's and the loss's own is 0.1
+DEFAULT_REFERENCE_PAIRS = 64
 
 
 class JobState(StrEnum):
@@ -130,6 +134,8 @@ class SupervisedFineTuningJob(Wire):
     names the way out. None, and 0 where a field says so, mean the default.
     """
 
+    settings_at: ClassVar[str] = "job"  # where the training settings stand
+
     dataset: str = Field(min_length=1, description="A gateway data set, a local file or folder, or a hub id.")
     display_name: str | None = Field(default=None, max_length=63, description="A name for people.")
     output_model: str | None = Field(default=None, description="Model id to promote to; None = the job's id.")
@@ -201,17 +207,7 @@ class SupervisedFineTuningJob(Wire):
 
     @model_validator(mode="after")
     def _combinations(self) -> SupervisedFineTuningJob:
-        if self.base_model and self.warm_start_from:
-            raise ValueError(
-                "base_model and warm_start_from exclude each other: a warm start already names its base; "
-                "unset base_model to go on from the adapter, or warm_start_from to start fresh"
-            )
-        if not self.base_model and not self.warm_start_from:
-            raise ValueError("base_model: name the model to fine-tune, or warm_start_from an adapter")
-        if self.warm_start_from and self.lora_rank is not None:
-            raise ValueError(
-                "lora_rank: a warm start keeps the adapter's own rank; leave lora_rank unset, or start from base_model"
-            )
+        _check_start(self.base_model, self.warm_start_from, self.lora_rank)
         if self.evaluation_dataset and self.eval_auto_carveout:
             raise ValueError(
                 "evaluation_dataset and eval_auto_carveout exclude each other: name the held-out rows or have "
@@ -227,11 +223,261 @@ class SupervisedFineTuningJob(Wire):
         return {"wandb_config": {"api_key"}}
 
 
+def _check_start(base_model: str | None, warm_start_from: str | None, lora_rank: int | None) -> None:
+    """Raise `ValueError` unless a job says once from where it starts."""
+    if base_model and warm_start_from:
+        raise ValueError(
+            "base_model and warm_start_from exclude each other: a warm start already names its base; "
+            "unset base_model to go on from the adapter, or warm_start_from to start fresh"
+        )
+    if not base_model and not warm_start_from:
+        raise ValueError("base_model: name the model to fine-tune, or warm_start_from an adapter")
+    if warm_start_from and lora_rank is not None:
+        raise ValueError(
+            "lora_rank: a warm start keeps the adapter's own rank; leave lora_rank unset, or start from base_model"
+        )
+
+
 _NO_MTP = "multi-token prediction is not supported (the hosted gateway's current stack has dropped it too); unset it"
 _NO_BUCKETS = (
     "data sets in buckets cannot be read by this version; upload the file to the gateway "
     "(datasets:upload) or give a local path"
 )
+
+
+class TrainerShardingScheme(Wire):
+    """How one model is spread over devices (`gatewayTrainerShardingScheme`). Training here is one process, so only
+    degrees of None, 0 and 1 can be honoured."""
+
+    tensor_parallelism: Count | None = Field(default=None, description="Only None, 0 and 1 are possible here.")
+    pipeline_parallelism: Count | None = Field(default=None, description="Only None, 0 and 1 are possible here.")
+    context_parallelism: Count | None = Field(default=None, description="Only None, 0 and 1 are possible here.")
+    expert_parallelism: Count | None = Field(default=None, description="Only None, 0 and 1 are possible here.")
+    sequence_parallelism: bool = Field(default=False, description="Only false is possible here.")
+
+    @model_validator(mode="after")
+    def _one_process(self) -> TrainerShardingScheme:
+        for name, degree in self:
+            if degree and (degree is True or degree > 1):
+                raise ValueError(
+                    f"{name}: {degree} spreads the model over several devices, and a job trains in one process here; "
+                    "leave trainer_sharding_scheme unset (the hosted gateway's own choice is 1, too)"
+                )
+        return self
+
+
+class TrainingConfig(Wire):
+    """What the job kinds with nested settings train by (`gatewayBaseTrainingConfig`).
+
+    None, and 0 where a field says so, mean the default.
+    """
+
+    output_model: str | None = Field(default=None, description="Model id to promote to; None = the job's id.")
+    base_model: str | None = Field(default=None, description="Model to fine-tune. Excludes warm_start_from.")
+    warm_start_from: str | None = Field(default=None, description="LoRA model to go on from. Excludes base_model.")
+    jinja_template: str | None = Field(default=None, description="Chat template; None = the base model's own.")
+    learning_rate: Rate | None = Field(default=None, description="Peak rate; None = the job kind's default.")
+    max_context_length: Count | None = Field(
+        default=None, description=f"Longest sequence in tokens; None or 0 = min({DEFAULT_MAX_CONTEXT}, the model's)."
+    )
+    lora_rank: Count | None = Field(
+        default=None, description=f"Rank of the adapter; 0 = train all parameters; None = {DEFAULT_LORA_RANK}."
+    )
+    epochs: Count | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
+    batch_size: Count | None = Field(
+        default=None, description=f"Tokens per packed batch; None or 0 = {DEFAULT_BATCH_TOKENS}."
+    )
+    gradient_accumulation_steps: Count | None = Field(
+        default=None, description="Gradient batches per optimizer step; None or 0 = 1."
+    )
+    learning_rate_warmup_steps: Count | None = Field(
+        default=None, description="Optimizer steps of linear warm-up; None or 0 = none."
+    )
+    batch_size_samples: Count | None = Field(
+        default=None, description="Rows (pairs) per gradient batch; None or 0 = as many as fill batch_size tokens."
+    )
+    optimizer_weight_decay: Rate | None = Field(
+        default=None, description=f"AdamW decoupled decay; None = {DEFAULT_WEIGHT_DECAY}."
+    )
+    trainer_sharding_scheme: TrainerShardingScheme | None = Field(
+        default=None, description="Spread over devices: refused here beyond one process."
+    )
+    lora_alpha: Count | None = Field(
+        default=None, description="Scale numerator; None or 0 = model.lora.alpha, or twice the rank."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="Dropout on the adapter's input; None = model.lora.dropout."
+    )
+    lora_target_modules: list[str] | None = Field(
+        default=None, description="Module names (q_proj, ...); None or [] = model.lora.targets."
+    )
+
+    @field_validator("output_model")
+    @classmethod
+    def _output_model_is_an_id(cls, value: str | None) -> str | None:
+        if value is not None:
+            resource_id(value, collection="models", what="output_model")
+        return value
+
+    @model_validator(mode="after")
+    def _adapter_settings_need_a_new_adapter(self) -> TrainingConfig:
+        _check_start(self.base_model, self.warm_start_from, self.lora_rank)
+        given = [name for name in ("lora_alpha", "lora_dropout", "lora_target_modules") if getattr(self, name)]
+        if given and self.warm_start_from:
+            raise ValueError(f"{given[0]}: a warm start keeps the adapter's own settings; leave {given[0]} unset")
+        if given and self.lora_rank == 0:
+            raise ValueError(
+                f"{given[0]}: with lora_rank=0 all parameters are trained and there is no adapter; "
+                f"leave {given[0]} unset, or set lora_rank"
+            )
+        return self
+
+
+class LossMethod(StrEnum):
+    """The contract's `ReinforcementLearningLossConfigMethod`."""
+
+    UNSPECIFIED = "METHOD_UNSPECIFIED"
+    GRPO = "GRPO"
+    DAPO = "DAPO"
+    DPO = "DPO"
+    ORPO = "ORPO"
+    GSPO_TOKEN = "GSPO_TOKEN"  # noqa: S105
+
+
+_Positive = Annotated[float, Field(gt=0, lt=float("inf"), allow_inf_nan=False)]
+
+
+class DpoConfig(Wire):
+    """DPO's settings (`gatewayDpoConfig`)."""
+
+    beta: _Positive | None = Field(
+        default=None, description=f"Weight of the reference; None = {DEFAULT_DPO_BETA}; the hosted gateway: below 0.5."
+    )
+    ref_cache_concurrency: Count | None = Field(
+        default=None, description="Reference passes under way at once, which the engine packs into one; None or 0 = 1."
+    )
+    ref_cache_batch_size: Count | None = Field(
+        default=None, description=f"Pairs in one reference pass; None or 0 = {DEFAULT_REFERENCE_PAIRS}."
+    )
+
+
+class OrpoConfig(Wire):
+    """ORPO's settings (`gatewayOrpoConfig`)."""
+
+    lambda_: Rate | None = Field(
+        default=None, alias="lambda", description=f"Weight of the odds-ratio term; None = {DEFAULT_ORPO_LAMBDA}."
+    )
+
+
+class LossConfig(Wire):
+    """The loss of a job with a choice of them (`gatewayReinforcementLearningLossConfig`)."""
+
+    method: LossMethod = Field(default=LossMethod.UNSPECIFIED, description="Unspecified = the job kind's own.")
+    kl_beta: Rate | None = Field(default=None, description="KL coefficient of GRPO-like methods.")
+    dpo: DpoConfig | None = Field(default=None, description="Settings of method DPO.")
+    orpo: OrpoConfig | None = Field(default=None, description="Settings of method ORPO.")
+
+
+class DpoJob(Wire):
+    """A preference job (`gatewayDpoJob`), its writable fields: DPO, or ORPO where the loss says so.
+
+    The schema has no place for held-out rows or early stopping: `data.evaluation`, `data.carveout` and
+    `train.early_stop` are theirs. Raises `pydantic.ValidationError` as `SupervisedFineTuningJob`.
+    """
+
+    settings_at: ClassVar[str] = "job.training_config"
+
+    dataset: str = Field(min_length=1, description="Pairs: a gateway data set, a local file or folder, or a hub id.")
+    display_name: str | None = Field(default=None, max_length=63, description="A name for people.")
+    training_config: TrainingConfig | None = Field(default=None, description="What to train, and by which numbers.")
+    loss_config: LossConfig | None = Field(default=None, description="The method and its settings; None = DPO.")
+    wandb_config: WandbConfig | None = Field(default=None, description="Weights & Biases logging; None = off.")
+    aws_s3_config: AwsS3Config | None = Field(default=None, description="Data sets on S3: refused here.")
+    azure_blob_storage_config: AzureBlobStorageConfig | None = Field(
+        default=None, description="Data sets on Azure Blob Storage: refused here."
+    )
+    purpose: Purpose = Field(default=Purpose.UNSPECIFIED, description="PILOT jobs go first in the gateway's queue.")
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_be_honoured(self) -> DpoJob:
+        if self.training_config is None:
+            raise ValueError("training_config: name the model to fine-tune in training_config.base_model")
+        for name in ("aws_s3_config", "azure_blob_storage_config"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: {_NO_BUCKETS}")
+        self._check_loss(self.loss_config or LossConfig())
+        return self
+
+    @staticmethod
+    def _check_loss(loss: LossConfig) -> None:
+        method = LossMethod.DPO if loss.method is LossMethod.UNSPECIFIED else loss.method
+        if method not in (LossMethod.DPO, LossMethod.ORPO):
+            raise ValueError(
+                f"loss_config.method: {method} learns from rewards, and this job from pairs; use DPO or ORPO here, or "
+                "a reinforcement fine-tuning job (reinforcementFineTuningJobs) for GRPO, DAPO and GSPO_TOKEN"
+            )
+        if loss.kl_beta is not None:
+            raise ValueError(
+                f"loss_config.kl_beta: {method} has no KL term (klBeta is of GRPO-like methods); unset it, and set "
+                "loss_config.dpo.beta to hold DPO closer to the reference"
+            )
+        mine, other = ("dpo", "orpo") if method is LossMethod.DPO else ("orpo", "dpo")
+        settings = getattr(loss, other)
+        for name in settings.model_fields_set if settings else ():
+            if getattr(settings, name) is not None:
+                raise ValueError(
+                    f"loss_config.{other}.{name.strip('_')}: means nothing for {method}; unset it, use "
+                    f"loss_config.{mine}, or set loss_config.method={other.upper()}"
+                )
+
+    @property
+    def method(self) -> LossMethod:
+        """DPO or ORPO."""
+        given = self.loss_config.method if self.loss_config else LossMethod.UNSPECIFIED
+        return LossMethod.DPO if given is LossMethod.UNSPECIFIED else given
+
+    @property
+    def settings(self) -> TrainingConfig:
+        """The training settings."""
+        assert self.training_config is not None  # the validator has seen to it
+        return self.training_config
+
+    @property
+    def output_model(self) -> str | None:
+        """As `training_config.output_model`."""
+        return self.settings.output_model
+
+    @property
+    def base_model(self) -> str | None:
+        """As `training_config.base_model`."""
+        return self.settings.base_model
+
+    @property
+    def warm_start_from(self) -> str | None:
+        """As `training_config.warm_start_from`."""
+        return self.settings.warm_start_from
+
+    @property
+    def jinja_template(self) -> str | None:
+        """As `training_config.jinja_template`."""
+        return self.settings.jinja_template
+
+    @property
+    def max_context_length(self) -> int | None:
+        """As `training_config.max_context_length`."""
+        return self.settings.max_context_length
+
+    def _secrets(self) -> Any:
+        return {"wandb_config": {"api_key"}}
+
+
+Job = SupervisedFineTuningJob | DpoJob
+
+
+def settings_of(job: Job) -> SupervisedFineTuningJob | TrainingConfig:
+    """What the job trains by: epochs, learning_rate, lora_rank, batch sizes; the same names in every kind."""
+    return job.settings if isinstance(job, DpoJob) else job
+
 
 # Writable by the letter of the contract, yet not a user's to write.
 NOT_EXPOSED: dict[str, dict[str, str]] = {
@@ -243,16 +489,17 @@ NOT_EXPOSED: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class JobKind:
-    """One kind of job: its model, its collection and singular in the gateway, its schema in the contract."""
+    """One kind of job: its model (a `Job`), its collection in the gateway, its schema in the contract."""
 
     name: str
-    model: type[SupervisedFineTuningJob]
+    model: type[Any]
     collection: str
     schema: str
 
 
 JOB_KINDS: dict[str, JobKind] = {
     "sft": JobKind("sft", SupervisedFineTuningJob, "supervisedFineTuningJobs", "gatewaySupervisedFineTuningJob"),
+    "dpo": JobKind("dpo", DpoJob, "dpoJobs", "gatewayDpoJob"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from trainer.jobs import SupervisedFineTuningJob
+from trainer.jobs import Job, settings_of
 from trainer.runs import LoraSettings
 
 TYPED = "typed"
@@ -77,22 +77,30 @@ def of_settings(groups: Mapping[str, Any], found: Mapping[str, str]) -> dict[str
     return told
 
 
-def of_wire(job: SupervisedFineTuningJob) -> dict[str, str]:
+def of_wire(job: Job) -> dict[str, str]:
     """The origin of every leaf of a job that came over the wire."""
-    return {key: WIRE if key.split(".")[1] in job.model_fields_set else DEFAULT for key, _ in leaves({"job": job})}
+    return {key: WIRE if _given(job, key.split(".")[1:]) else DEFAULT for key, _ in leaves({"job": job})}
 
 
-def of_hyper(job: SupervisedFineTuningJob, lora: LoraSettings, known: Mapping[str, str]) -> dict[str, str]:
+def of_hyper(job: Job, lora: LoraSettings, known: Mapping[str, str]) -> dict[str, str]:
     """The origin of each number the loop trains by, from the origins `known` of the job's and the model's keys."""
     told = {}
     for name, field in _HYPER_FROM.items():
-        value = getattr(job, field)
+        value = getattr(settings_of(job), field)
         given = value is not None and (value != 0 or field in _ZERO_COUNTS)
-        told[f"hyper.{name}"] = known.get(f"job.{field}", COMPUTED) if given else DEFAULT
+        told[f"hyper.{name}"] = known.get(f"{job.settings_at}.{field}", COMPUTED) if given else DEFAULT
     if job.warm_start_from:
         told["hyper.lora_rank"] = COMPUTED  # that of the adapter started from
     told["hyper.lora_alpha"] = known.get("model.lora.alpha", COMPUTED) if lora.alpha else COMPUTED
     return told
+
+
+def _given(model: BaseModel, path: Sequence[str]) -> bool:
+    """Whether whoever made `model` said what stands at `path`."""
+    inner = getattr(model, path[0])
+    if path[0] not in model.model_fields_set:
+        return False
+    return _given(inner, path[1:]) if len(path) > 1 and isinstance(inner, BaseModel) else True
 
 
 def _followed(key: str, last: Mapping[str, tuple[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.jobs import (
     DEFAULT_BATCH_TOKENS,
@@ -28,9 +28,12 @@ from trainer.jobs import (
     DEFAULT_LEARNING_RATE,
     DEFAULT_LORA_RANK,
     DEFAULT_MAX_CONTEXT,
+    DEFAULT_PREFERENCE_LEARNING_RATE,
     DEFAULT_WEIGHT_DECAY,
     JOB_KINDS,
-    SupervisedFineTuningJob,
+    DpoJob,
+    Job,
+    settings_of,
 )
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -50,6 +53,24 @@ class LoraSettings(Closed):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: str | list[str] = Field(default="all-linear", description="Module names, or 'all-linear' (not the head).")
     rslora: bool = Field(default=False, description="Scale alpha/sqrt(rank) instead of alpha/rank (2312.03732).")
+
+    def asked_by(self, job: Job) -> LoraSettings:
+        """These settings with what the job says of its adapter. Raises `ValueError` where both say something else."""
+        if not isinstance(job, DpoJob):
+            return self
+        asked = {"alpha": job.settings.lora_alpha, "dropout": job.settings.lora_dropout,
+                 "targets": job.settings.lora_target_modules}  # fmt: skip
+        given = {name: value for name, value in asked.items() if value}
+        for name, value in given.items():
+            mine = getattr(self, name)
+            if mine not in (type(self).model_fields[name].default, value):
+                raise ValueError(
+                    f"model.lora.{name}: {mine!r}, and the job's {_JOBS_NAMES[name]} is {value!r}; set one of them"
+                )
+        return self.model_copy(update=given)
+
+
+_JOBS_NAMES = {"alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "lora_target_modules"}
 
 
 class ModelSettings(Closed):
@@ -84,7 +105,15 @@ class GateSettings(Closed):
 class DataSettings(Closed):
     """How rows are read; which rows is the job's `dataset`."""
 
-    format: Literal["auto", "chat", "completion", "text"] = Field(default="auto", description="auto = by its keys.")
+    format: Literal["auto", "chat", "completion", "text", "pair"] = Field(
+        default="auto", description="auto = by its keys, of those that the job can learn from."
+    )
+    evaluation: str | None = Field(
+        default=None, description="Held-out rows, where the job has no field for them (dpo); like job.dataset."
+    )
+    carveout: bool = Field(
+        default=False, description="Hold out a share of the rows, where the job has no field for that (dpo)."
+    )
     split: str = Field(default="train", description="Split of a hub data set.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Which column each field is read from: {'prompt': 'question', ...}."
@@ -100,7 +129,9 @@ class DataSettings(Closed):
         description="Longest row of a .jsonl or .json file; reading holds up to 20 times that.",
     )
     shuffle: bool = Field(default=True, description="New order in every epoch, from the seed.")
-    carveout_fraction: float = Field(default=0.1, gt=0, lt=1, description="Share held out by eval_auto_carveout.")
+    carveout_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="Share held out by eval_auto_carveout or data.carveout."
+    )
     carveout_max_rows: int = Field(default=100, ge=1, description="At most so many rows are held out.")
     gates: GateSettings = GateSettings()
 
@@ -118,6 +149,18 @@ class WatchdogSettings(Closed):
     save_seconds: float = Field(default=3600.0, ge=0, description="Writing a checkpoint or the output model.")
 
 
+class PreferenceSettings(Closed):
+    """What a DPO job's schema does not have: which of the losses of a margin, and its constants (`loss_specs`)."""
+
+    loss: Literal["dpo", "dpo_ipo", "dpo_hinge", "dpo_robust", "dpo_sigmoid_norm"] = Field(
+        default="dpo", description="The loss of the margin; dpo = the paper's (sigmoid)."
+    )
+    label_smoothing: float | None = Field(default=None, ge=0, description="None = the loss's own.")
+    nll_weight: float = Field(
+        default=0.0, ge=0, description="Weight of -(mean log-prob of chosen); the paper's DPO has none."
+    )
+
+
 class TrainSettings(Closed):
     """Settings of the loop that the gateway's job does not have."""
 
@@ -133,6 +176,9 @@ class TrainSettings(Closed):
     evaluate_every_steps: int = Field(default=0, ge=0, description="Held-out loss; 0 = once per epoch.")
     async_checkpoints: bool = Field(
         default=False, description="Digest and fsync checkpoints in the background; the numbers are the same."
+    )
+    early_stop: bool = Field(
+        default=False, description="Stop when best_metric gets no better, where the job has no field for that (dpo)."
     )
     early_stop_patience: int = Field(default=2, ge=1, description="Evaluations without a better one before stopping.")
     best_metric: str = Field(default="eval/loss", description="Logged metric that early stopping judges by.")
@@ -158,6 +204,7 @@ class TrainSettings(Closed):
     over_memory: Literal["refuse", "try"] = Field(
         default="refuse", description="A run whose estimated peak this machine cannot hold: refuse it, or start it."
     )
+    dpo: PreferenceSettings = PreferenceSettings()
     score_rows: int = Field(
         default=0, ge=0, description="Held-out rows answered before and after training and scored by exact match."
     )
@@ -209,20 +256,23 @@ class Hyperparameters(Closed):
     max_context: int = Field(description="Longest row in tokens, before the model's own limit.")
 
     @classmethod
-    def of(cls, job: SupervisedFineTuningJob, lora: LoraSettings) -> Hyperparameters:
+    def of(cls, job: Job, lora: LoraSettings) -> Hyperparameters:
         """Fill in the defaults of `job`; alpha defaults to twice the rank."""
-        rank = None if job.warm_start_from else DEFAULT_LORA_RANK if job.lora_rank is None else job.lora_rank
+        given = settings_of(job)
+        rate = DEFAULT_PREFERENCE_LEARNING_RATE if isinstance(job, DpoJob) else DEFAULT_LEARNING_RATE
+        decay = given.optimizer_weight_decay
+        rank = None if given.warm_start_from else DEFAULT_LORA_RANK if given.lora_rank is None else given.lora_rank
         return cls(
-            epochs=job.epochs or DEFAULT_EPOCHS,
-            learning_rate=DEFAULT_LEARNING_RATE if job.learning_rate is None else job.learning_rate,
-            warmup_steps=job.learning_rate_warmup_steps or 0,
-            weight_decay=DEFAULT_WEIGHT_DECAY if job.optimizer_weight_decay is None else job.optimizer_weight_decay,
+            epochs=given.epochs or DEFAULT_EPOCHS,
+            learning_rate=rate if given.learning_rate is None else given.learning_rate,
+            warmup_steps=given.learning_rate_warmup_steps or 0,
+            weight_decay=DEFAULT_WEIGHT_DECAY if decay is None else decay,
             lora_rank=rank,
-            lora_alpha=(lora.alpha or 2.0 * rank) if rank else None,
-            batch_tokens=job.batch_size or DEFAULT_BATCH_TOKENS,
-            batch_rows=job.batch_size_samples or 0,
-            accumulation=job.gradient_accumulation_steps or 1,
-            max_context=job.max_context_length or DEFAULT_MAX_CONTEXT,
+            lora_alpha=(lora.asked_by(job).alpha or 2.0 * rank) if rank else None,
+            batch_tokens=given.batch_size or DEFAULT_BATCH_TOKENS,
+            batch_rows=given.batch_size_samples or 0,
+            accumulation=given.gradient_accumulation_steps or 1,
+            max_context=given.max_context_length or DEFAULT_MAX_CONTEXT,
         )
 
 
@@ -251,7 +301,7 @@ class RunSpec(Closed):
     kind: str = Field(description="A key of `trainer.jobs.JOB_KINDS`.")
     created: str
     trainer_version: str
-    job: SupervisedFineTuningJob
+    job: Job
     model: ModelSettings
     data: DataSettings
     train: TrainSettings
@@ -265,6 +315,15 @@ class RunSpec(Closed):
     sources: dict[str, str] = Field(
         default_factory=dict, description="Where each value came from, by dotted key (`trainer.provenance`)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _job_is_of_its_kind(cls, values: Any) -> Any:
+        """The job is read by the model of its kind, which says best what is wrong with it."""
+        kind = JOB_KINDS.get(str(values.get("kind"))) if isinstance(values, dict) else None
+        if kind is None or not isinstance(values.get("job"), dict):
+            return values
+        return {**values, "job": kind.model.model_validate(values["job"])}
 
     @field_validator("kind")
     @classmethod
@@ -292,6 +351,16 @@ class RunSpec(Closed):
     def output_model(self) -> str:
         """The id the finished model gets in the gateway."""
         return (self.job.output_model or self.id).rsplit("/", 1)[-1]
+
+    @property
+    def early_stop(self) -> bool:
+        """Whether training stops when it gets no better, by the job or, where it has no field for that, the loop."""
+        return self.train.early_stop if isinstance(self.job, DpoJob) else self.job.early_stop
+
+    @property
+    def carveout(self) -> bool:
+        """Whether a share of the rows is held out, by the job or, where it has no field for that, the data group."""
+        return self.data.carveout if isinstance(self.job, DpoJob) else self.job.eval_auto_carveout
 
     @property
     def collection(self) -> str:

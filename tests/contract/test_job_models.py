@@ -7,6 +7,12 @@ from trainer.gateway.contract import load
 
 MODELS = {
     "gatewaySupervisedFineTuningJob": jobs.SupervisedFineTuningJob,
+    "gatewayDpoJob": jobs.DpoJob,
+    "gatewayBaseTrainingConfig": jobs.TrainingConfig,
+    "gatewayTrainerShardingScheme": jobs.TrainerShardingScheme,
+    "gatewayReinforcementLearningLossConfig": jobs.LossConfig,
+    "gatewayDpoConfig": jobs.DpoConfig,
+    "gatewayOrpoConfig": jobs.OrpoConfig,
     "gatewayWandbConfig": jobs.WandbConfig,
     "gatewayAwsS3Config": jobs.AwsS3Config,
     "gatewayAzureBlobStorageConfig": jobs.AzureBlobStorageConfig,
@@ -25,14 +31,22 @@ def test_every_writable_field_is_in_the_model_or_has_a_reason(schema: str) -> No
     assert not fields & set(jobs.NOT_EXPOSED.get(schema, {}))
 
 
-@pytest.mark.parametrize(("enum", "schema"), [(jobs.JobState, "gatewayJobState"), (jobs.Purpose, "gatewayPurpose")])
+@pytest.mark.parametrize(
+    ("enum", "schema"),
+    [
+        (jobs.JobState, "gatewayJobState"),
+        (jobs.Purpose, "gatewayPurpose"),
+        (jobs.LossMethod, "ReinforcementLearningLossConfigMethod"),
+    ],
+)
 def test_enums_are_the_contracts(enum: type, schema: str) -> None:
     assert {str(member) for member in enum} == set(load().schema(schema)["enum"])
 
 
-def test_required_fields_are_required() -> None:
-    required = {f.alias for f in jobs.SupervisedFineTuningJob.model_fields.values() if f.is_required()}
-    assert required == set(load().schema("gatewaySupervisedFineTuningJob")["required"])
+@pytest.mark.parametrize("schema", ["gatewaySupervisedFineTuningJob", "gatewayDpoJob"])
+def test_required_fields_are_required(schema: str) -> None:
+    required = {f.alias for f in MODELS[schema].model_fields.values() if f.is_required()}
+    assert required == set(load().schema(schema)["required"])
 
 
 def test_every_kind_names_a_collection_and_a_schema_of_the_contract() -> None:

@@ -48,3 +48,21 @@ def test_102_on_the_real_rows(tmp_path):
     done = recipe("102_gsm8k_sft.py", str(REAL / "gsm8k" / "train.jsonl"), home=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "600 rows, 128,065 of 212,093 tokens trained" in done.stdout
+
+
+def test_201_prefers_as_wanted_and_stays_right(tmp_path):
+    done = recipe("201_dpo.py", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shares = {
+        line.split(":")[0]: [float(word.rstrip("%,")) for word in line.split() if "%" in word]
+        for line in done.stdout.splitlines()
+        if line.startswith(("before:", "after:", "plain:"))
+    }
+    assert 40 < shares["before"][0] < 60 and shares["after"][0] > 95 and shares["plain"][0] > 95
+    assert shares["after"][1] > shares["before"][1] - 5
+
+
+def test_202_prefers_as_chosen_and_stays_right(tmp_path):
+    done = recipe("202_orpo.py", "gateway=off", home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "constants {'orpo_lambda': 1.0}, pairs of the whole optimizer step" in done.stdout

@@ -9,7 +9,7 @@ from trainer.engine.toy import ToyEngine
 from trainer.jobs import JobState
 from trainer.loops.best import Best
 from trainer.loops.evaluation import Question
-from trainer.loops.sft import Material, terminal_state
+from trainer.loops.training import Material, terminal_state
 from trainer.runs import TrainSettings
 
 EARLY = {"early_stop": True, "evaluation_dataset": "rows"}

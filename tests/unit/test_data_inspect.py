@@ -129,3 +129,15 @@ assert not {"torch", "transformers", "datasets", "numpy"} & set(sys.modules), so
     command = [sys.executable, "-W", "error", "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_pairs_are_known_by_their_rows_and_both_sides_are_shown(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    turns = chat("12", "34")["messages"]
+    rows = [{"prompt": turns[:1], "chosen": turns[1:], "rejected": [{**turns[1], "content": say}]} for say in "567"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = inspect(capsys, path, "--rows", "1")
+    assert status == 0
+    assert f"{path}:1  chosen  7 tokens, 3 learnt" in out and f"{path}:1  rejected  6 tokens, 2 learnt" in out
+    assert "[3·4]·[stop:<|end|>]" in out and "[5]·[stop:<|end|>]" in out
+    assert "rows: 3 read, 3 used" in out and "tokens: 39 = 39 kept (15 trained, 24 masked)" in out

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.jobs import JobState, SupervisedFineTuningJob, resource_id
+from trainer.jobs import DpoJob, JobState, LossMethod, SupervisedFineTuningJob, resource_id
 from trainer.runs import Hyperparameters, LoraSettings
 
 BASE = {"dataset": "rows.jsonl", "base_model": "accounts/local/models/tiny"}
@@ -84,3 +84,75 @@ def test_bad_resource_ids_are_named(value):
 def test_states_that_end():
     ends = {state.removeprefix("JOB_STATE_") for state in JobState if state.terminal}
     assert ends == {"COMPLETED", "FAILED", "CANCELLED", "EARLY_STOPPED", "EXPIRED", "DELETED"}
+
+
+PAIRS = {"dataset": "d", "trainingConfig": {"baseModel": "m"}}
+
+
+def pair_job(loss=None, **training) -> DpoJob:
+    wire = {"dataset": "d", "trainingConfig": {"baseModel": "m", **training}}
+    return DpoJob.model_validate(wire | ({"lossConfig": loss} if loss is not None else {}))
+
+
+def test_an_unspecified_method_is_dpo():
+    assert DpoJob.model_validate(PAIRS).method is LossMethod.DPO
+    assert pair_job({"method": "METHOD_UNSPECIFIED"}).method is LossMethod.DPO
+    assert pair_job({"method": "ORPO", "orpo": {"lambda": 0.5}}).method is LossMethod.ORPO
+
+
+def test_a_dpo_job_is_on_the_wire_as_it_came():
+    wire = {
+        "dataset": "d", "displayName": "n",
+        "trainingConfig": {
+            "baseModel": "m", "outputModel": "o", "epochs": 2, "learningRate": 0.5, "loraRank": 4, "loraAlpha": 16,
+            "loraDropout": 0.1, "loraTargetModules": ["q_proj"], "batchSizeSamples": 8,
+        },
+        "lossConfig": {"method": "DPO", "dpo": {"beta": 0.2, "refCacheBatchSize": 4, "refCacheConcurrency": 2}},
+        "wandbConfig": {"enabled": True},
+    }  # fmt: skip
+    assert DpoJob.model_validate(wire).wire() == wire
+    orpo = {**PAIRS, "lossConfig": {"method": "ORPO", "orpo": {"lambda": 0.5}}}
+    assert DpoJob.model_validate(orpo).wire() == orpo
+    assert DpoJob.model_validate({**PAIRS, "loss_config": {"method": "ORPO", "orpo": {"lambda_": 0.5}}}).wire() == orpo
+
+
+@pytest.mark.parametrize(
+    ("loss", "training", "says"),
+    [
+        ({"method": "GRPO"}, {}, "loss_config.method: GRPO learns from rewards"),
+        ({"method": "DAPO"}, {}, "reinforcementFineTuningJobs"),
+        ({"method": "GSPO_TOKEN"}, {}, "use DPO or ORPO here"),
+        ({"klBeta": 0.1}, {}, "loss_config.kl_beta: DPO has no KL term"),
+        ({"method": "ORPO", "klBeta": 0.0}, {}, "loss_config.kl_beta: ORPO has no KL term"),
+        ({"method": "ORPO", "dpo": {"beta": 0.1}}, {}, "loss_config.dpo.beta: means nothing for ORPO"),
+        ({"method": "ORPO", "dpo": {"refCacheBatchSize": 1}}, {}, "loss_config.dpo.ref_cache_batch_size: means noth"),
+        ({"orpo": {"lambda": 0.1}}, {}, "loss_config.orpo.lambda: means nothing for DPO"),
+        ({"dpo": {"beta": 0}}, {}, "greater than 0"),
+        (None, {"trainerShardingScheme": {"tensorParallelism": 2}}, "tensor_parallelism: 2 spreads"),
+        (None, {"trainerShardingScheme": {"sequenceParallelism": True}}, "sequence_parallelism: True spreads"),
+        (None, {"loraRank": 0, "loraAlpha": 8}, "lora_alpha: with lora_rank=0 all parameters are trained"),
+        (None, {"baseModel": None, "warmStartFrom": "a", "loraDropout": 0.1}, "lora_dropout: a warm start keeps"),
+        (None, {"baseModel": None, "warmStartFrom": "a", "loraRank": 2}, "lora_rank: a warm start keeps"),
+        (None, {"warmStartFrom": "a"}, "exclude each other"),
+        (None, {"baseModel": None}, "base_model: name the model"),
+        (None, {"outputModel": "Not An Id"}, "output_model"),
+    ],
+)
+def test_what_a_dpo_job_cannot_be(loss, training, says):
+    with pytest.raises(ValidationError, match=says):
+        pair_job(loss, **training)
+
+
+@pytest.mark.parametrize("scheme", [{}, {"tensorParallelism": 1, "pipelineParallelism": 0}])
+def test_one_process_is_no_sharding(scheme):
+    assert pair_job(None, trainerShardingScheme=scheme).settings.base_model == "m"
+
+
+def test_the_numbers_a_dpo_job_trains_by():
+    hyper = Hyperparameters.of(DpoJob.model_validate(PAIRS), LoraSettings())
+    assert (hyper.learning_rate, hyper.epochs, hyper.lora_rank, hyper.lora_alpha) == (1e-5, 1, 8, 16.0)
+    assert Hyperparameters.of(pair_job(None, loraAlpha=4), LoraSettings()).lora_alpha == 4
+    adapter = LoraSettings().asked_by(pair_job(None, loraDropout=0.1, loraTargetModules=["q_proj"]))
+    assert (adapter.dropout, adapter.targets) == (0.1, ["q_proj"])
+    with pytest.raises(ValueError, match=r"model\.lora\.dropout: 0\.2, and the job's lora_dropout is 0\.1"):
+        LoraSettings(dropout=0.2).asked_by(pair_job(None, loraDropout=0.1))

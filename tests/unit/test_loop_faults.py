@@ -26,7 +26,7 @@ from trainer.engine.base import AdamParams
 from trainer.engine.local import LocalEngine
 from trainer.engine.toy import ToyEngine
 from trainer.finite import NotFinite
-from trainer.loops.sft import NonFinite
+from trainer.loops.training import NonFinite
 from trainer.loops.stop import Stop
 
 EVERY = {"checkpoint_every_steps": 2, "evaluate_every_steps": 3}

@@ -7,7 +7,7 @@ from trainer import checkpoints
 from trainer.data.datum import Datum
 from trainer.engine.toy import ToyEngine
 from trainer.jobs import JobState
-from trainer.loops.sft import Material, terminal_state
+from trainer.loops.training import Material, terminal_state
 
 
 def test_steps_are_counted_and_the_loss_falls(tmp_path):

@@ -122,6 +122,23 @@ def test_killed_at_random_it_ends_bit_equal_five_times(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in prove_resume.JOBS if name.startswith("pairs")])
+@pytest.mark.parametrize("at", ["forward:3:before", "forward:8:after", "optim_step:5:after", "disk:30:before"])
+def test_pairs_killed_in_the_reference_pass_or_later_end_bit_equal(tmp_path, name, at):
+    """Of 96 pairs by 16 the reference pass is forward 1 to 6, and of 24 held-out ones 7 and 8."""
+    prove_resume.write_held_out(tmp_path)
+    whole, parts = (
+        make_run(tmp_path / part, prove_resume.JOBS[name], tmp_path / "held_out.jsonl") for part in ("whole", "parts")
+    )
+    assert start(whole).wait(GRACE * 10) == EXIT_DONE
+    assert start(parts, at).wait(GRACE * 10) == -signal.SIGKILL
+    if at.startswith("forward:3"):
+        assert len(list(parts.glob("reference/*/*.safetensors"))) == 2 and not (parts / "checkpoints").exists()
+    assert start(parts).wait(GRACE * 10) == EXIT_DONE
+    assert differences(whole, parts) == []
+
+
+@pytest.mark.slow
 def test_sigterm_pauses_at_twenty_moments(tmp_path, held_out, signals):
     whole = make_run(tmp_path / "whole", LORA, held_out)
     assert in_process(whole) == EXIT_DONE

@@ -18,7 +18,7 @@ from typing import Any
 
 from trainer.commands.places import Places
 from trainer.commands.telling import Teller
-from trainer.compose import compose
+from trainer.compose import Composed, compose
 from trainer.errors import UsageError
 from trainer.runs import RunSpec, shipped
 
@@ -51,7 +51,10 @@ def run(options: argparse.Namespace) -> int:
 def _spec(options: argparse.Namespace) -> RunSpec:
     """The run that would train on these rows; its model and rows are found, nothing is read yet."""
     quoted = str(options.path).replace("\\", "\\\\").replace("'", "\\'")
-    composed = compose([*_model(options.model), f"data.train='{quoted}'", *options.overrides])
+    words = [*_model(options.model), f"data.train='{quoted}'", *options.overrides]
+    composed = compose(words)
+    if composed.kind == "sft" and not any(word.startswith("job=") for word in options.overrides):
+        composed = compose(["job=dpo", *words]) if _holds_pairs(composed) else composed
     if options.template is not None:
         try:
             template = options.template.read_text(encoding="utf-8")
@@ -61,6 +64,19 @@ def _spec(options: argparse.Namespace) -> RunSpec:
         composed = composed.model_copy(update={"job": job})
     inputs = Places(Teller(composed.gateway).client).inputs(composed)
     return composed.spec("inspect", inputs, created="")
+
+
+def _holds_pairs(composed: Composed) -> bool:
+    """Whether the first row is a preference pair; what cannot be read is told when it is read again."""
+    from trainer.data.rows import Row, read_rows  # noqa: PLC0415
+
+    source = Places(Teller(composed.gateway).client).rows(composed.job.dataset, what="job.dataset")
+    if composed.data.format not in ("auto", "pair"):
+        return False
+    try:
+        return isinstance(next(read_rows(source, composed.data, pairs=True), None), Row)
+    except (ValueError, FileNotFoundError):
+        return False
 
 
 def _model(name: str | None) -> list[str]:
@@ -108,7 +124,8 @@ def _show(spec: RunSpec, renderer: Any, *, longest: int, first: int, rows: int, 
     painter = Painter(renderer, colour=colour)
     print(painter.legend(), end="\n\n")
     try:
-        for item in islice(read_rows(spec.inputs.train, spec.data), first - 1, first - 1 + rows):
+        found = read_rows(spec.inputs.train, spec.data, pairs=spec.kind == "dpo")
+        for item in islice(found, first - 1, first - 1 + rows):
             shown = painter.problem(item) if isinstance(item, RowProblem) else _row(item, painter, spec, longest)
             print(shown, end="\n\n")
     except RowProblem as problem:
@@ -116,16 +133,24 @@ def _show(spec: RunSpec, renderer: Any, *, longest: int, first: int, rows: int, 
 
 
 def _row(row: Any, painter: Any, spec: RunSpec, longest: int) -> str:
-    from trainer.data.ledger import judge  # noqa: PLC0415
+    from trainer.data.ledger import judge, made_of  # noqa: PLC0415
     from trainer.data.render import RenderError  # noqa: PLC0415
     from trainer.data.rows import RowProblem  # noqa: PLC0415
 
-    [found] = painter.renderer.render_batch([row])
-    if isinstance(found, RenderError):
-        return painter.problem(RowProblem(found.code, str(found), file=row.file, line=row.line))
-    outcome, words = judge(found, spec.data, max_context=longest)
-    kept = outcome.kept if outcome.status == "used" else len(found.ids)
-    return painter.row(row, found, kept=kept, verdict=f"{outcome.status}: {words} ({outcome.reason})" if words else "")
+    sides = row.sides or (row,)
+    found = painter.renderer.render_batch(sides)
+    broken = next((one for one in found if isinstance(one, RenderError)), None)
+    if broken is not None:
+        return painter.problem(RowProblem(broken.code, str(broken), file=row.file, line=row.line))
+    outcome, words, _ = made_of(found, spec.data, max_context=longest)
+    verdict = f"{outcome.status}: {words} ({outcome.reason})" if words else ""
+    shown = []
+    for name, side, rendered in zip(("chosen", "rejected") if row.sides else ("",), sides, found, strict=True):
+        alone, _ = judge(rendered, spec.data, max_context=longest)
+        kept = alone.kept if outcome.status == "used" else len(rendered.ids)
+        shown.append(painter.row(side, rendered, kept=kept, verdict=verdict, name=name))
+        verdict = ""  # said once, of both
+    return "\n".join(shown)
 
 
 def _colour(choice: str) -> bool:

@@ -13,6 +13,7 @@ from trainer.checkpoints import file_sha256
 from trainer.compose import Composed
 from trainer.errors import UsageError
 from trainer.gateway.client import GatewayClient, GatewayError
+from trainer.jobs import DpoJob
 from trainer.runs import Inputs, RowSource, home, shipped
 
 _RESOURCE = re.compile(r"accounts/[^/]+/(datasets|models)/[^/]+")
@@ -31,13 +32,16 @@ class Places:
         """All inputs of a composed job. Raises `UsageError` naming what cannot be found and where it was sought."""
         job, model = composed.job, composed.model
         train = self.rows(job.dataset, what="job.dataset")
-        held_out = self.rows(job.evaluation_dataset, what="job.evaluation_dataset") if job.evaluation_dataset else None
+        named = ("data.evaluation", composed.data.evaluation) if isinstance(job, DpoJob) else (
+            "job.evaluation_dataset", job.evaluation_dataset
+        )  # fmt: skip
+        held_out = self.rows(named[1], what=named[0]) if named[1] else None
         if job.warm_start_from:
             adapter = self.adapter(job.warm_start_from)
             base = self.base_of(adapter)
             return Inputs(base_model=base, train=train, evaluation=held_out, warm_start=str(adapter))
-        named = job.base_model or ""
-        where = model.path if named == model.name else named
+        base = job.base_model or ""
+        where = model.path if base == model.name else base
         return Inputs(base_model=self.model(where, what="job.base_model"), train=train, evaluation=held_out)
 
     def rows(self, name: str, *, what: str) -> RowSource:

@@ -52,6 +52,31 @@ class Datum:
         return int(np.count_nonzero(self.weights))
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A preference pair: two answers to one prompt. Engines are given it as two datums, chosen and rejected."""
+
+    chosen: Datum
+    rejected: Datum
+
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return self.chosen.length + self.rejected.length
+
+    @property
+    def trained(self) -> int:
+        """Positions of both whose weight is not 0."""
+        return self.chosen.trained + self.rejected.trained
+
+    @property
+    def datums(self) -> tuple[Datum, Datum]:
+        """Chosen and rejected, in the order that losses of pairs want."""
+        return self.chosen, self.rejected
+
+
+Example = Datum | Pair  # what one row of a data set comes to
+
 _DTYPES = {
     "tokens": np.dtype(np.int64),
     "targets": np.dtype(np.int64),

@@ -27,9 +27,9 @@ _WAYS_OUT = {
     "that fit max_context_length",
     "duplicate_rows": "leave the copies out; job.epochs repeats all rows alike",
     "overlap_rows": "take the rows out of one of the two files, or name no evaluation_dataset and set "
-    "job.eval_auto_carveout=true",
+    "job.eval_auto_carveout=true (data.carveout=true of a dpo job)",
     "overlap_prompts": "take the prompts out of one of the two files, or name no evaluation_dataset and set "
-    "job.eval_auto_carveout=true",
+    "job.eval_auto_carveout=true (data.carveout=true of a dpo job)",
 }
 
 

@@ -21,7 +21,8 @@ reason, and the token counts must add up (total = kept + cut + dropped, kept = t
                                      held_out, sha256 ("" where the row could not be read)
 
 A row's tokens are counted before shifting; `trained` counts those that are learnt (never the first). Rows that could
-not be rendered count 0 tokens. The sha256 is `Row.sha256`.
+not be rendered count 0 tokens. A preference pair is one row: its tokens are those of both sides, its turns two. The
+sha256 is `Row.sha256`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.data.datum import Datum, from_row
+import numpy as np
+
+from trainer.data.datum import Example, Pair, from_row
 from trainer.data.render import Rendered, Renderer, RenderError
 from trainer.data.rows import ReadCounts, Row, RowProblem, read_rows
 from trainer.runs import DataSettings, RowSource
@@ -274,9 +277,10 @@ class Ledger:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A source made ready: `datums[i]` was made from `rows[i]`; `ledger` has these and all other rows."""
+    """A source made ready: `datums[i]` (of preference rows a `Pair`) was made from `rows[i]`; `ledger` has these and
+    all other rows."""
 
-    datums: list[Datum] = field(repr=False)
+    datums: list[Any] = field(repr=False)  # of Datum, or of Pair: `Example`
     rows: list[Row] = field(repr=False)
     ledger: Ledger = field(repr=False)
 
@@ -292,16 +296,23 @@ class Prepared:
 
 
 def prepare(
-    source: RowSource, settings: DataSettings, *, renderer: Renderer, max_context: int, min_rows: int = MIN_ROWS
+    source: RowSource,
+    settings: DataSettings,
+    *,
+    renderer: Renderer,
+    max_context: int,
+    min_rows: int = MIN_ROWS,
+    pairs: bool = False,
 ) -> Prepared:
-    """Read, check, render and count `source`. `max_context` is the longest row in tokens.
+    """Read, check, render and count `source`. `max_context` is the longest row in tokens (of a pair, each side's).
+    `pairs`: rows are preference pairs, each counted as one row with the tokens of both sides.
 
     Raises `DataRefused` (with the ledger) when rows are refused, the source is damaged, or fewer than `min_rows` rows
     are left; `ValueError` or `FileNotFoundError` when it cannot be read at all or the chat template is broken.
     """
     ledger = Ledger(source, settings, max_context=max_context)
     prepared = Prepared([], [], ledger)
-    items = read_rows(source, settings, counts=ledger.counts)
+    items = read_rows(source, settings, counts=ledger.counts, pairs=pairs)
     try:
         while chunk := list(islice(items, _CHUNK)):
             _enter(chunk, prepared, renderer=renderer)
@@ -339,25 +350,63 @@ def carve_out(hashes: Sequence[str], fraction: float, *, max_rows: int, seed: in
 
 
 def _enter(chunk: list[Row | RowProblem], prepared: Prepared, *, renderer: Renderer) -> None:
-    rendered: Iterator[Rendered | RenderError] = iter(
-        renderer.render_batch([item for item in chunk if isinstance(item, Row)])
-    )
+    parts = [part for item in chunk if isinstance(item, Row) for part in item.sides or (item,)]
+    rendered: Iterator[Rendered | RenderError] = iter(renderer.render_batch(parts))
     ledger = prepared.ledger
     bad: Status = "dropped" if ledger.settings.bad_rows == "drop" else "refused"
     for item in chunk:
         if isinstance(item, RowProblem):
             ledger.add(item.file, item.line, outcome=Outcome(bad, item.code), message=item.message)
             continue
-        result = next(rendered)
-        if isinstance(result, RenderError):
-            outcome, message = Outcome(bad, result.code), str(result)
+        results = [next(rendered) for _ in item.sides or (item,)]
+        broken = next((result for result in results if isinstance(result, RenderError)), None)
+        if broken is not None:
+            outcome, message = Outcome(bad, broken.code), str(broken)
         else:
-            outcome, message = judge(result, ledger.settings, max_context=ledger.max_context)
-        if isinstance(result, Rendered) and outcome.status == "used":
-            kept = result.cut(outcome.kept)
-            prepared.datums.append(from_row(kept.ids, kept.mask))
-            prepared.rows.append(item)
+            whole = [result for result in results if isinstance(result, Rendered)]
+            outcome, message, example = made_of(whole, ledger.settings, max_context=ledger.max_context)
+            if example is not None:
+                prepared.datums.append(example)
+                prepared.rows.append(item)
         ledger.add(item.file, item.line, outcome=outcome, sha256=item.sha256, message=message)
+
+
+def made_of(
+    sides: Sequence[Rendered], settings: DataSettings, *, max_context: int
+) -> tuple[Outcome, str, Example | None]:
+    """What becomes of a rendered row (or of a pair's two sides), what is wrong in words, and the example it makes."""
+    judged = [judge(side, settings, max_context=max_context) for side in sides]
+    kept = [side.cut(one.kept) for side, (one, _) in zip(sides, judged, strict=True)]
+    outcome, message = judged[0] if len(sides) == 1 else _judge_pair(judged, kept, settings)
+    if outcome.status != "used":
+        return outcome, message, None
+    datums = [from_row(one.ids, one.mask) for one in kept]
+    return outcome, message, Pair(*datums) if len(datums) == 2 else datums[0]
+
+
+def _judge_pair(
+    judged: Sequence[tuple[Outcome, str]], kept: Sequence[Rendered], settings: DataSettings
+) -> tuple[Outcome, str]:
+    """One outcome of two: a pair is used if both sides are, and still differ."""
+    total = sum(one.total for one, _ in judged)
+    for name, (one, words) in zip(("chosen", "rejected"), judged, strict=True):
+        if one.status != "used":
+            return Outcome(one.status, one.reason, total=total), f"{name}: {words}"
+    if np.array_equal(kept[0].ids, kept[1].ids):
+        cut = any(one.reason for one, _ in judged)
+        status: Status = "dropped" if cut or settings.bad_rows == "drop" else "refused"
+        what = "what is left of both sides after the cut" if cut else "both sides as tokens"
+        return Outcome(status, "identical_pair", total=total), f"{what} is the same; there is nothing to prefer"
+    outcome = Outcome(
+        "used",
+        next((one.reason for one, _ in judged if one.reason), ""),
+        total=total,
+        kept=sum(one.kept for one, _ in judged),
+        trained=sum(one.trained for one, _ in judged),
+        turns=sum(one.turns for one, _ in judged),
+        stop_turns=sum(one.stop_turns for one, _ in judged),
+    )
+    return outcome, ""
 
 
 def judge(row: Rendered, settings: DataSettings, *, max_context: int) -> tuple[Outcome, str]:

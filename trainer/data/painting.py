@@ -34,15 +34,16 @@ class Painter:
         kinds = "  ".join(self._painted(kind, text) for kind, text in examples.items())
         return f"tokens ({_BETWEEN} stands between two): {kinds}\nstop tokens of the model: {stops or 'none'}"
 
-    def row(self, row: Row, rendered: Rendered, *, kept: int, verdict: str = "") -> str:
-        """A row with its counts; tokens from `kept` on are cut off. `verdict` says why it is not used as it is."""
+    def row(self, row: Row, rendered: Rendered, *, kept: int, verdict: str = "", name: str = "") -> str:
+        """A row with its counts; tokens from `kept` on are cut off. `verdict` says why it is not used as it is, `name`
+        which side of a pair it is."""
         whole, used = rendered, rendered.cut(kept)
         stops = sum(turn.stop_trained for turn in used.turns)
         counts = f"{len(whole.ids)} tokens, {int(used.mask.sum())} learnt" + (
             f", {len(whole.ids) - kept} cut off" if kept < len(whole.ids) else ""
         )
         turns = f"{stops} of {len(used.turns)} learnt turns {'ends' if stops == 1 else 'end'} with a stop token"
-        head = f"{row.file}:{row.line}  {row.kind}  {counts}; {turns}"
+        head = f"{row.file}:{row.line}  {name or row.kind}  {counts}; {turns}"
         lines = [head, *([self._bad(verdict)] if verdict else []), _INDENT + "".join(self._runs(whole, kept))]
         return "\n".join(lines)
 

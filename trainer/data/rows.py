@@ -17,34 +17,24 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from trainer.data.chat import read_messages, read_tools
+from trainer.data.json_lines import check_start, json_lines
+from trainer.data.pairs import PAIR_KEYS, Side, read_pair
 from trainer.data.problem import RowProblem, string
-from trainer.data.strict_json import ArrayReader, Decoder, too_long
+from trainer.data.strict_json import ArrayReader
 from trainer.runs import DataSettings, RowSource
 
-Kind = Literal["chat", "completion", "text"]
+Kind = Literal["chat", "completion", "text", "pair"]
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _KEYS: dict[Kind, tuple[str, ...]] = {"chat": ("messages",), "completion": ("prompt", "completion"), "text": ("text",)}
-_COLUMNS = ("messages", "tools", "prompt", "completion", "text")
+_COLUMNS = ("messages", "tools", "prompt", "completion", "text", *sorted(PAIR_KEYS - {"prompt", "tools"}))
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_CHUNK = 1 << 16  # bytes of an overlong line passed over at a time
 _PARQUET_ROWS = 256  # rows of one record batch
 _MAX_NAMES = 200  # names of unused fields that are told apart
 _OTHERS = "(others)"
-_UTF8 = b"\xef\xbb\xbf"  # a byte order mark that may stand before the first row
-_STARTS = {  # how files begin that are not UTF-8 text, whatever their name says; the longest comes first
-    b"\xff\xfe\0\0": ("utf32", "UTF-32 text; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)"),
-    b"\0\0\xfe\xff": ("utf32", "UTF-32 text; save it as UTF-8 (iconv -f UTF-32 -t UTF-8)"),
-    b"\xff\xfe": ("utf16", "UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
-    b"\xfe\xff": ("utf16", "UTF-16 text; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"),
-    b"\x1f\x8b": ("packed", "gzip; unpack it (gunzip) and give the file that comes out"),
-    b"PK\x03\x04": ("packed", "a ZIP archive; unpack it and give the file or folder that comes out"),
-    b"\x28\xb5\x2f\xfd": ("packed", "Zstandard; unpack it (unzstd) and give the file that comes out"),
-    b"PAR1": ("packed", "Parquet; name it .parquet"),
-}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,7 +44,8 @@ class Row:
     `line` is the line of a JSONL or JSON file, else the row's number, both from 1. `sha256` is that of the canonical
     JSON of what is used of the row (after renaming; unused fields left out), so rows that train alike hash alike.
     `messages` are as templates want them: content a string (or absent beside tool calls), arguments parsed, reasoning
-    under `reasoning_content`; `trained` are the indices of the assistant messages that are learnt.
+    under `reasoning_content`; `trained` are the indices of the assistant messages that are learnt. Of a pair, `sides`
+    are chosen and rejected as rows (chat or completion) of one prompt.
     """
 
     file: str
@@ -67,10 +58,18 @@ class Row:
     prompt: str = ""
     completion: str = ""
     text: str = ""
+    sides: tuple[Row, ...] = ()
+
+    @property
+    def answered(self) -> Row:
+        """The row whose answer is to be given: itself, or the chosen side of a pair."""
+        return self.sides[0] if self.sides else self
 
     @property
     def prompt_sha256(self) -> str:
         """Of what a sampler is given before the row's last answer; the row's own hash where that is nothing."""
+        if self.sides:
+            return self.sides[0].prompt_sha256
         asked: Any = [self.messages[:-1], self.tools] if self.kind == "chat" else self.prompt
         return hashlib.sha256(canonical_json(asked)).hexdigest() if asked else self.sha256
 
@@ -95,9 +94,10 @@ _Item = tuple[str, int, Any]  # file, line, and what stands there: a JSON value 
 
 
 def read_rows(
-    source: RowSource, settings: DataSettings, *, counts: ReadCounts | None = None
+    source: RowSource, settings: DataSettings, *, counts: ReadCounts | None = None, pairs: bool = False
 ) -> Iterator[Row | RowProblem]:
-    """Yield each row of `source`, or the problem that stands in its place, in the order of the files.
+    """Yield each row of `source`, or the problem that stands in its place, in the order of the files. `pairs`: the
+    rows are to be preference pairs, and otherwise none of them.
 
     Raises `FileNotFoundError` when there is no such file, `ValueError` when a setting, the folder or the hub id makes
     the source unreadable or the file is not the one whose sha256 `source` gives, and `RowProblem` for damage after
@@ -105,11 +105,14 @@ def read_rows(
     """
     counts = ReadCounts() if counts is None else counts
     _check_columns(settings.columns)
+    if settings.format != "auto" and pairs != (settings.format == "pair"):
+        wanted = "auto or pair" if pairs else "auto, chat, completion or text"
+        raise ValueError(f"data.format: {settings.format} is not what this job learns from; set it to {wanted}")
     for number, (file, line, item) in enumerate(_items(source, settings, counts)):
         if settings.max_rows is not None and number >= settings.max_rows:
             counts.stopped = True
             return
-        yield _checked(item, settings, file=file, line=line, counts=counts)
+        yield _checked(item, settings, file=file, line=line, counts=counts, pairs=pairs)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -156,7 +159,7 @@ def _file_items(path: Path, settings: DataSettings, counts: ReadCounts) -> Itera
     if path.suffix == ".parquet":
         return _parquet_items(path)
     if path.suffix == ".gz":
-        _check_start(path)
+        check_start(path)
         raise RowProblem("not_gzip", "not gzip, though named .gz; name it by what it holds (.jsonl)").at(str(path), 1)
     raise ValueError(f"dataset {path}: files of rows end in {', '.join(SUFFIXES)}, this one in {path.suffix!r}")
 
@@ -173,58 +176,16 @@ def _check_digest(path: Path, expected: str | None) -> None:
         )
 
 
-def _check_start(path: Path) -> None:
-    """Raise `RowProblem` where the first bytes say that the file is no UTF-8 text."""
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    found = next((what for start, what in _STARTS.items() if head.startswith(start)), None)
-    if found is None and len(head) == 4 and (head[0::2] == b"\0\0") != (head[1::2] == b"\0\0"):
-        found = _STARTS[b"\xff\xfe"]  # every other byte is 0: UTF-16 without its mark
-    if found:
-        code, what = found
-        raise RowProblem(code, f"the file is {what}").at(str(path), 1)
-
-
 def _jsonl_items(path: Path, longest: int, counts: ReadCounts) -> Iterator[_Item]:
-    _check_start(path)
-    decoder, name = Decoder(), str(path)
-    with path.open("rb") as stream:
-        for number, line in _lines(stream, longest):
-            if isinstance(line, RowProblem):
-                yield name, number, line
-                continue
-            text = line.removeprefix(_UTF8 if number == 1 else b"")
-            if text.strip():
-                yield name, number, _decoded(text, decoder)
-            else:
-                counts.blank_lines += 1
-
-
-def _lines(stream: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | RowProblem]]:
-    """Each line with its number; of one that is over `longest` bytes only its length is known."""
-    number = 0
-    while line := stream.readline(longest + 1):
-        number += 1
-        if len(line) <= longest or line.endswith(b"\n"):
-            yield number, line
-            continue
-        length = len(line)
-        while not line.endswith(b"\n") and (line := stream.readline(_CHUNK)):
-            length += len(line)
-        yield number, RowProblem("too_long", too_long(longest, length - line.endswith(b"\n")))
-
-
-def _decoded(line: bytes, decoder: Decoder) -> Any:
-    try:
-        return decoder.decode(line.strip(b" \t\r\n").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return RowProblem("not_utf8", f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8")
-    except RowProblem as problem:
-        return problem
+    for number, item in json_lines(path, longest):
+        if item is None:
+            counts.blank_lines += 1
+        else:
+            yield str(path), number, item
 
 
 def _array_items(path: Path, longest: int) -> Iterator[_Item]:
-    _check_start(path)
+    check_start(path)
     name = str(path)
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = ArrayReader(stream, longest)
@@ -296,12 +257,15 @@ def _check_columns(columns: dict[str, str]) -> None:
         )
 
 
-def _checked(item: Any, settings: DataSettings, *, file: str, line: int, counts: ReadCounts) -> Row | RowProblem:
+def _checked(
+    item: Any, settings: DataSettings, *, file: str, line: int, counts: ReadCounts, pairs: bool
+) -> Row | RowProblem:
     if isinstance(item, RowProblem):
         return item.at(file, line)
     unused: Counter[str] = Counter()
+    check = _check_pair if pairs else _check
     try:
-        return _check(item, settings, file=file, line=line, unused=unused)
+        return check(item, settings, file=file, line=line, unused=unused)
     except RowProblem as problem:
         return problem.at(file, line)
     finally:
@@ -319,6 +283,26 @@ def _check(item: Any, settings: DataSettings, *, file: str, line: int, unused: C
         used: dict[str, Any] = {"messages": messages, "tools": tools, "trained": trained}
     else:
         used = {key: string(row[key], key) for key in _KEYS[kind]}
+    return Row(file=file, line=line, kind=kind, sha256=hashlib.sha256(canonical_json(used)).hexdigest(), **used)
+
+
+def _check_pair(item: Any, settings: DataSettings, *, file: str, line: int, unused: Counter[str]) -> Row:
+    row = {key: value for key, value in _renamed(item, settings.columns).items() if value is not None}
+    sides = tuple(_side(one, file=file, line=line) for one in read_pair(row, unused))
+    if sides[0].sha256 == sides[1].sha256:
+        raise RowProblem("identical_pair", "chosen and rejected are the same; there is nothing to prefer")
+    together = canonical_json([side.sha256 for side in sides])
+    return Row(file=file, line=line, kind="pair", sha256=hashlib.sha256(together).hexdigest(), sides=sides)
+
+
+def _side(side: Side, *, file: str, line: int) -> Row:
+    used: dict[str, Any]
+    if side.messages:
+        trained = (len(side.messages) - 1,)
+        used = {"messages": side.messages, "tools": side.tools, "trained": trained}
+        kind: Kind = "chat"
+    else:
+        used, kind = {"prompt": side.prompt, "completion": side.completion}, "completion"
     return Row(file=file, line=line, kind=kind, sha256=hashlib.sha256(canonical_json(used)).hexdigest(), **used)
 
 
@@ -346,7 +330,9 @@ def _kind(row: dict[str, Any], format_: str) -> Kind:
     if found:
         raise RowProblem("format", f"the row could be {' or '.join(found)}: say which with data.format")
     if {"chosen", "rejected", "preferred_output", "samples"} & set(row):
-        raise RowProblem("format", f"a preference pair ({_names(row)}), which supervised fine-tuning cannot use")
+        raise RowProblem(
+            "format", f"a preference pair ({_names(row)}), which supervised fine-tuning cannot use; train with job=dpo"
+        )
     raise RowProblem("format", f"the row has {_names(row)}; {_FORMATS}, or name the columns with data.columns")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.data.datum import Datum
 from trainer.engine.base import AdamParams, SamplingParams
+from trainer.loss_specs import LossSpec
 
 _LARGEST_UNIFORM = 1 - 2**-24  # below 1 in fp32 too: inverse-CDF sampling never runs off the end
 
@@ -36,10 +37,28 @@ def check_data(data: Sequence[Datum], vocabulary: int, context: int) -> None:
         ids = np.concatenate([getattr(datum, name) for datum in data])
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise ValueError(f"data: {name} hold ids {ids.min()}..{ids.max()}, the model has 0..{vocabulary - 1}")
-    for name in ("logprobs", "advantages"):
+    for name in ("logprobs", "advantages", "reference"):
         missing = sum(getattr(datum, name) is None for datum in data)
         if missing not in (0, len(data)):
             raise ValueError(f"data: {missing} of {len(data)} datums have no {name}; give it to all or to none")
+
+
+def check_loss(data: Sequence[Datum], loss: str, spec: LossSpec) -> None:
+    """Raise `ValueError` where `data` is not what `loss` works on: fields it reads, whole pairs, both sides trained."""
+    for name in spec.needs:
+        if getattr(data[0], name) is None:
+            raise ValueError(f"{loss}: the datums have no {name}; it needs Datum.{name}, one number for each position")
+    if not spec.pairs:
+        return
+    if len(data) % 2:
+        raise ValueError(
+            f"{loss}: got {len(data)} datums, wanted pairs in the order chosen, rejected, chosen, rejected"
+        )
+    empty = [index for index, datum in enumerate(data) if not datum.trained]
+    if empty:
+        raise ValueError(
+            f"{loss}: datums {empty[:8]} have no trained position (even: chosen, odd: rejected); leave the pair out"
+        )
 
 
 def check_step(params: AdamParams, denominator: float, *, accumulated: bool) -> None:

@@ -85,7 +85,11 @@ class ForwardResult:
 
 class Engine(Protocol):
     """Four primitives plus save and load. Unknown models raise `KeyError`, bad data `ValueError`; a call that carries
-    `seq` must carry the model's last one plus 1 (the first is 1), else `ValueError`. `stop_ids` end an answer."""
+    `seq` must carry the model's last one plus 1 (the first is 1), else `ValueError`. `stop_ids` end an answer.
+
+    `loss` and the constants in `loss_config` are those of `trainer.loss_specs`. Where a loss works on pairs, `data` is
+    chosen, rejected, chosen, rejected; a pair is never parted.
+    """
 
     stop_ids: tuple[int, ...]
 
@@ -106,7 +110,13 @@ class Engine(Protocol):
         ...
 
     def forward(
-        self, model: str, data: Sequence[Datum], *, loss: str = "cross_entropy", seq: int | None = None
+        self,
+        model: str,
+        data: Sequence[Datum],
+        *,
+        loss: str = "cross_entropy",
+        loss_config: Mapping[str, float] | None = None,
+        seq: int | None = None,
     ) -> ForwardResult:
         """Log-probs and the loss, without gradients and with dropout off."""
         ...

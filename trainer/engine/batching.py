@@ -43,14 +43,17 @@ class MicroBatch:
 
 
 def micro_batches(
-    data: Sequence[Datum], token_budget: int, *, every_position: bool, device: torch.device
+    data: Sequence[Datum], token_budget: int, *, every_position: bool, device: torch.device, together: int = 1
 ) -> Iterator[MicroBatch]:
     """Pack `data`, at most `token_budget` tokens at a time (a longer datum goes alone).
 
-    `every_position`: all positions go through the head, not only the trained ones.
+    `every_position`: all positions go through the head, not only the trained ones. `together`: so many neighbours (2 =
+    a pair) share a micro-batch, even where that goes over the budget; it divides the number of datums.
     """
-    for span in _spans([datum.length for datum in data], token_budget):
-        yield _pack(data, span, every_position=every_position, device=device)
+    lengths = [sum(d.length for d in data[at : at + together]) for at in range(0, len(data), together)]
+    for span in _spans(lengths, token_budget):
+        datums = range(span.start * together, span.stop * together)
+        yield _pack(data, datums, every_position=every_position, device=device)
 
 
 def _spans(lengths: list[int], token_budget: int) -> Iterator[range]:
@@ -91,10 +94,11 @@ def _pack(data: Sequence[Datum], span: range, *, every_position: bool, device: t
         trained_N=tensor(np.flatnonzero(trained_T[filled_T])) if every_position else None,
         fields=TokenFields(
             weights_N=tensor(weights_T[trained_T]),
-            datum_N=tensor(np.repeat(np.arange(len(chosen)), lengths)[trained_T]),
+            datum_N=tensor(np.repeat(np.asarray(order) - span.start, lengths)[trained_T]),  # as the caller counts
             datums=len(chosen),
             logprobs_N=trained("logprobs"),
             advantages_N=trained("advantages"),
+            reference_N=trained("reference"),
         ),
         filled_T=filled_T,
     )

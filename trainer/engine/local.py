@@ -28,13 +28,14 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.data.datum import Datum
 from trainer.engine import sampling
 from trainer.engine.adapters import Adapters, copy_into, is_adapter, read_config
-from trainer.engine.admission import check_data, check_sampling, check_sequence, check_step
+from trainer.engine.admission import check_data, check_loss, check_sampling, check_sequence, check_step
 from trainer.engine.attention import Mode, packed, register
 from trainer.engine.base import AdamParams, Completion, ForwardResult, LoraSpec, SamplingParams
 from trainer.engine.batching import MicroBatch, micro_batches
 from trainer.engine.fused import fuse
 from trainer.engine.head import Head
 from trainer.engine.optimizer import MasterAdamW
+from trainer.loss_specs import find_spec
 from trainer.losses.table import Loss, find_loss
 from trainer.runs import EngineSettings
 
@@ -180,19 +181,26 @@ class LocalEngine:
 
     @torch.no_grad()
     def forward(
-        self, model: str, data: Sequence[Datum], *, loss: str = "cross_entropy", seq: int | None = None
+        self,
+        model: str,
+        data: Sequence[Datum],
+        *,
+        loss: str = "cross_entropy",
+        loss_config: Mapping[str, float] | None = None,
+        seq: int | None = None,
     ) -> ForwardResult:
+        config = dict(loss_config or {})
         with self._lock:
-            found, chosen = self._find(model), find_loss(loss, {})
-            check_data(data, self.vocabulary, self.context_length)
+            found, chosen = self._find(model), find_loss(loss, config)
+            together = self._admit(data, loss)
             found.seq = check_sequence(model, found.seq, seq)
             self._adapters.switch(found.adapter)
             logprobs, metrics = _empty(data), _Metrics()
-            for batch in micro_batches(data, self._tokens, every_position=True, device=self.device):
+            for batch in self._packed(data, together, every_position=True):
                 logprobs_N = self._head.logprobs(self._hidden(batch), batch.targets_N)
                 batch.scatter(logprobs_N, logprobs)
                 assert batch.trained_N is not None
-                metrics.add(*chosen.function(logprobs_N[batch.trained_N], batch.fields, {}))
+                metrics.add(*chosen.function(logprobs_N[batch.trained_N], batch.fields, config))
             return ForwardResult(logprobs, metrics.merged())
 
     def forward_backward(
@@ -208,18 +216,30 @@ class LocalEngine:
         with self._lock:
             found, optimizer = self._trained(model)
             chosen = find_loss(loss, config)
-            check_data(data, self.vocabulary, self.context_length)
+            together = self._admit(data, loss)
             found.seq = check_sequence(model, found.seq, seq)
             self._adapters.switch(found.adapter)
             logprobs, metrics = _empty(data), _Metrics()
             with self._training(found):
-                for batch in micro_batches(data, self._tokens, every_position=False, device=self.device):
+                for batch in self._packed(data, together, every_position=False):
                     if batch.targets_N.shape[0]:
                         logprobs_N, value = self._backward(batch, chosen, config)
                         batch.scatter(logprobs_N, logprobs)
                         metrics.add(*value)
+                    else:  # nothing is learnt here, but a loss may count the datums
+                        metrics.add(*chosen.function(batch.fields.weights_N, batch.fields, config))
                     optimizer.gather()
             return ForwardResult(logprobs, metrics.merged())
+
+    def _admit(self, data: Sequence[Datum], loss: str) -> int:
+        """Check the data for `loss`; returns how many neighbours must stay together."""
+        spec = find_spec(loss)
+        check_data(data, self.vocabulary, self.context_length)
+        check_loss(data, loss, spec)
+        return 2 if spec.pairs else 1
+
+    def _packed(self, data: Sequence[Datum], together: int, *, every_position: bool) -> Iterator[MicroBatch]:
+        return micro_batches(data, self._tokens, every_position=every_position, device=self.device, together=together)
 
     def optim_step(
         self, model: str, params: AdamParams, *, denominator: float, seq: int | None = None

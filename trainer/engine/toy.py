@@ -2,7 +2,7 @@
 
 log p(target | token) = log_softmax(base + delta)[token, target], with delta the model's own [V, V] table: an adapter
 and a full model differ only in what may stand beside them. It keeps the Engine contract in full, except that its weight
-files are its own and that it only knows the loss `cross_entropy`. T tokens of a datum, V vocabulary.
+files are its own and that it only knows the losses of `trainer.engine.toy_losses`. T tokens of a datum, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from trainer.data.datum import Datum
 from trainer.engine.admission import (
     check_data,
+    check_loss,
     check_sampling,
     check_sequence,
     check_step,
@@ -26,6 +27,8 @@ from trainer.engine.admission import (
     uniforms,
 )
 from trainer.engine.base import AdamParams, Completion, ForwardResult, LoraSpec, SamplingParams
+from trainer.engine.toy_losses import toy_loss
+from trainer.loss_specs import filled, find_spec
 
 _WEIGHTS = "toy_model.safetensors"
 
@@ -85,11 +88,20 @@ class ToyEngine:
             self.load_state(model, warm_start, None)
 
     def forward(
-        self, model: str, data: Sequence[Datum], *, loss: str = "cross_entropy", seq: int | None = None
+        self,
+        model: str,
+        data: Sequence[Datum],
+        *,
+        loss: str = "cross_entropy",
+        loss_config: Mapping[str, float] | None = None,
+        seq: int | None = None,
     ) -> ForwardResult:
-        table = self._admit(model, data, loss, {}, seq)
-        logprobs = [self._logprobs(table)[datum.tokens, datum.targets].astype(np.float32) for datum in data]
-        return ForwardResult(logprobs, _metrics(data, logprobs))
+        config = dict(loss_config or {})
+        table = self._admit(model, data, loss, config, seq)
+        logprobs_VV = self._logprobs(table)
+        logprobs = [logprobs_VV[datum.tokens, datum.targets].astype(np.float32) for datum in data]
+        total, _, metrics = toy_loss(loss, data, logprobs, config)
+        return ForwardResult(logprobs, {"loss:sum": total, **metrics})
 
     def forward_backward(
         self,
@@ -101,19 +113,22 @@ class ToyEngine:
         seq: int | None = None,
     ) -> ForwardResult:
         self._trained(model)
-        table = self._admit(model, data, loss, loss_config or {}, seq)
+        config = dict(loss_config or {})
+        table = self._admit(model, data, loss, config, seq)
         logprobs_VV = self._logprobs(table)
         probs_VV = np.exp(logprobs_VV)
         gradient_VV = np.zeros_like(self._base_VV) if table.gradient_VV is None else table.gradient_VV
-        logprobs = []
-        for datum in data:
-            # d(-w log p)/dlogits = w (softmax - onehot)
-            np.add.at(gradient_VV, datum.tokens, datum.weights[:, None] * probs_VV[datum.tokens])
-            np.add.at(gradient_VV, (datum.tokens, datum.targets), -datum.weights)
-            row_T = logprobs_VV[datum.tokens, datum.targets]
-            logprobs.append(np.where(datum.weights != 0, row_T, 0).astype(np.float32))
+        rows = [logprobs_VV[datum.tokens, datum.targets] for datum in data]
+        logprobs = [
+            np.where(datum.weights != 0, row_T, 0).astype(np.float32) for datum, row_T in zip(data, rows, strict=True)
+        ]
+        total, slopes, metrics = toy_loss(loss, data, logprobs, config)
+        for datum, slope_T in zip(data, slopes, strict=True):
+            # d(log p)/dlogits = onehot - softmax
+            np.add.at(gradient_VV, datum.tokens, -slope_T[:, None] * probs_VV[datum.tokens])
+            np.add.at(gradient_VV, (datum.tokens, datum.targets), slope_T)
         table.gradient_VV = gradient_VV
-        return ForwardResult(logprobs, _metrics(data, logprobs))
+        return ForwardResult(logprobs, {"loss:sum": total, **metrics})
 
     def optim_step(
         self, model: str, params: AdamParams, *, denominator: float, seq: int | None = None
@@ -203,10 +218,10 @@ class ToyEngine:
     def _admit(
         self, model: str, data: Sequence[Datum], loss: str, config: Mapping[str, float], seq: int | None
     ) -> _Table:
-        table = self._find(model)
-        if loss != "cross_entropy" or config:
-            raise ValueError(f"loss: the toy engine only knows 'cross_entropy' without settings, got {loss!r} {config}")
+        table, spec = self._find(model), find_spec(loss)
+        filled(loss, config)
         check_data(data, self.vocabulary, self.context_length)
+        check_loss(data, loss, spec)
         table.seq = check_sequence(model, table.seq, seq)
         return table
 
@@ -268,8 +283,3 @@ def _joined(parts: list[Completion]) -> Completion:
         np.concatenate([part.sampling_logprobs for part in parts]),
         finish=parts[-1].finish,
     )
-
-
-def _metrics(data: Sequence[Datum], logprobs: list[np.ndarray]) -> dict[str, float]:
-    loss = -sum(float(np.dot(datum.weights, row_T)) for datum, row_T in zip(data, logprobs, strict=True))
-    return {"loss:sum": loss, "weight:sum": float(sum(datum.weights.sum() for datum in data))}

@@ -9,14 +9,29 @@ is always the best so far; one that is not finite never is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from trainer.runs import TrainSettings
 
-LOSS, EXACT_MATCH = "eval/loss", "eval/exact_match"
-_OF_STEPS = ("loss", "grad_norm", "learning_rate")
-_HIGHER_IS_BETTER = (EXACT_MATCH,)
+LOSS, EXACT_MATCH, PREFERRED = "eval/loss", "eval/exact_match", "eval/preference"
+_OF_STEPS = {"loss": "", "grad_norm": "", "learning_rate": ""}
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What runs of one kind log: names, each with the only direction in which it can be better ("" = either).
+
+    evaluated: what each evaluation logs (without exact match). steps: what each step does. shares: those of
+    `evaluated` that are shares of the held-out rows.
+    """
+
+    evaluated: Mapping[str, str]
+    steps: Mapping[str, str] = field(default_factory=lambda: _OF_STEPS)
+    shares: frozenset[str] = frozenset()
+
+
+SFT_LOGGED = Logged({LOSS: ""})
 
 
 @dataclass(frozen=True)
@@ -30,30 +45,35 @@ class Best:
     rows: int = 0
 
     @classmethod
-    def of(cls, train: TrainSettings, *, held_out: bool, questions: int) -> Best:
-        """The rule that the settings ask for. Raises `ValueError` for a metric that this run does not log."""
-        logged = logged_metrics(train, held_out=held_out, questions=questions)
+    def of(cls, train: TrainSettings, *, held_out: int, questions: int, logged: Logged = SFT_LOGGED) -> Best:
+        """The rule that the settings ask for, with so many held-out rows and questions. Raises `ValueError` for a
+        metric that this run does not log."""
+        names = logged_metrics(train, held_out=held_out, questions=questions, logged=logged)
         if train.score_every_evaluation and not (questions and train.score_rows):
             raise ValueError(
                 "train.score_every_evaluation: there is no held-out row to answer; set train.score_rows, and "
                 "evaluation_dataset or eval_auto_carveout"
             )
-        if train.best_metric not in logged and (held_out or train.best_metric != LOSS):
+        if train.best_metric not in names and (held_out or train.best_metric != LOSS):
             raise ValueError(
-                f"train.best_metric: {train.best_metric!r} is not logged by this run, which logs {', '.join(logged)}"
+                f"train.best_metric: {train.best_metric!r} is not logged by this run, which logs {', '.join(names)}"
                 f"{_way_to(train.best_metric)}"
             )
-        if train.best_metric in _HIGHER_IS_BETTER and train.best_mode == "min":
-            raise ValueError(f"train.best_mode: min, but more of {train.best_metric} is better; set it to max")
-        share = train.best_metric == EXACT_MATCH
-        if train.best_confidence and not share:
+        direction = {**logged.steps, **logged.evaluated, EXACT_MATCH: "max"}.get(train.best_metric, "")
+        if direction not in ("", train.best_mode):
+            better = "more" if direction == "max" else "less"
             raise ValueError(
-                f"train.best_confidence: {train.best_confidence:g} is for shares of rows ({EXACT_MATCH}); "
+                f"train.best_mode: {train.best_mode}, but {better} of {train.best_metric} is better; set it to "
+                f"{direction}"
+            )
+        rows = questions if train.best_metric == EXACT_MATCH else held_out * (train.best_metric in logged.shares)
+        if train.best_confidence and not rows:
+            shares = ", ".join([EXACT_MATCH, *sorted(logged.shares)])
+            raise ValueError(
+                f"train.best_confidence: {train.best_confidence:g} is for shares of rows ({shares}); "
                 f"use train.best_min_delta with {train.best_metric}, and leave it 0"
             )
-        return cls(
-            train.best_metric, train.best_mode, train.best_min_delta, train.best_confidence, questions if share else 0
-        )
+        return cls(train.best_metric, train.best_mode, train.best_min_delta, train.best_confidence, rows)
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` counts as better than the `best` so far (None = there is none yet)."""
@@ -72,12 +92,14 @@ class Best:
         return math.sqrt(2 * pooled * (1 - pooled) / self.rows)
 
 
-def logged_metrics(train: TrainSettings, *, held_out: bool, questions: int) -> Sequence[str]:
+def logged_metrics(
+    train: TrainSettings, *, held_out: int, questions: int, logged: Logged = SFT_LOGGED
+) -> Sequence[str]:
     """Names that `train.best_metric` may have in this run: what each evaluation logs, and each step."""
-    found = [LOSS] if held_out else []
+    found = list(logged.evaluated) if held_out else []
     if train.score_every_evaluation and train.score_rows and questions:
         found.append(EXACT_MATCH)
-    return [*found, *_OF_STEPS]
+    return [*found, *logged.steps]
 
 
 def _way_to(metric: str) -> str:

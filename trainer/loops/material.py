@@ -13,7 +13,7 @@ from trainer.data.model_card import declared
 from trainer.data.render import Renderer, load_tokenizer
 from trainer.data.rows import Row
 from trainer.loops.evaluation import Question
-from trainer.loops.sft import Material
+from trainer.loops.training import Material
 from trainer.runs import RunSpec
 
 TRAIN_LEDGER, HELD_OUT_LEDGER = "ledger.json", "ledger.held_out.json"
@@ -53,15 +53,18 @@ def read_material(spec: RunSpec) -> Prepared:
     """Read all that `spec.inputs` names. Raises `ValueError` for what cannot be used, with the way out."""
     renderer, context_length = open_renderer(spec)
     longest = min(spec.hyper.max_context, context_length)
-    train = ledgers.prepare(spec.inputs.train, spec.data, renderer=renderer, max_context=longest)
+    pairs = spec.kind == "dpo"
+    train = ledgers.prepare(spec.inputs.train, spec.data, renderer=renderer, max_context=longest, pairs=pairs)
     found = {TRAIN_LEDGER: train.ledger}
     datums, rows = train.datums, train.rows
     if spec.inputs.evaluation:
         settings = spec.data.model_copy(update={"max_rows": None})
-        held_out = ledgers.prepare(spec.inputs.evaluation, settings, renderer=renderer, max_context=longest, min_rows=1)
+        held_out = ledgers.prepare(
+            spec.inputs.evaluation, settings, renderer=renderer, max_context=longest, min_rows=1, pairs=pairs
+        )
         found[HELD_OUT_LEDGER] = held_out.ledger
         held, held_rows = held_out.datums, held_out.rows
-    elif spec.job.eval_auto_carveout:
+    elif spec.carveout:
         together = train.hashes if spec.data.gates.overlap_prompts == 1 else train.prompts
         kept, out = ledgers.carve_out(
             together, spec.data.carveout_fraction, max_rows=spec.data.carveout_max_rows, seed=spec.train.seed
@@ -76,7 +79,7 @@ def read_material(spec: RunSpec) -> Prepared:
         gates.check(found[HELD_OUT_LEDGER], spec.data.gates)
     material = Material(
         datums, held, _questions(spec, renderer, held_rows),
-        place=_places(rows), probes=list(rows[: spec.train.parity_prompts]),
+        place=_places(rows), probes=[row.answered for row in rows[: spec.train.parity_prompts]],
     )  # fmt: skip
     return Prepared(material, renderer, found, context_length)
 
@@ -94,7 +97,7 @@ def _questions(spec: RunSpec, renderer: Renderer, rows: Sequence[Row]) -> list[Q
     """The held-out rows that are answered before and after: those that have a prompt and fit the context."""
     wanted = max(spec.train.score_rows, spec.train.sample_rows)
     questions: list[Question] = []
-    for row in rows:
+    for row in (one.answered for one in rows):
         if len(questions) == wanted:
             break
         if row.kind != "text":

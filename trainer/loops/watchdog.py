@@ -22,8 +22,8 @@ from trainer.runs import WatchdogSettings
 
 HANG_FILE = "hang.txt"
 EXIT_HUNG = 76
-READING, LOADING, STEP, EVALUATION, SAVE, HAND_OVER = (
-    "reading the rows", "loading the model", "a step", "an evaluation", "a save", "the hand-over",
+READING, LOADING, REFERENCE, STEP, EVALUATION, SAVE, HAND_OVER = (
+    "reading the rows", "loading the model", "a reference pass", "a step", "an evaluation", "a save", "the hand-over",
 )  # fmt: skip
 _LAST_WORDS_SECONDS = 5.0  # the reporter may be what hangs
 
@@ -50,7 +50,8 @@ class Watchdog:
         self._settings, self._path, self._say, self._end = settings, folder / HANG_FILE, say, end
         self._seconds = {
             READING: settings.reading_seconds, LOADING: settings.loading_seconds, STEP: settings.step_seconds,
-            EVALUATION: settings.evaluation_seconds, SAVE: settings.save_seconds, HAND_OVER: settings.save_seconds,
+            REFERENCE: settings.evaluation_seconds, EVALUATION: settings.evaluation_seconds,
+            SAVE: settings.save_seconds, HAND_OVER: settings.save_seconds,
         }  # fmt: skip
         self._changed = threading.Condition()
         self._stages: list[_Stage] = []
