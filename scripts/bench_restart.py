@@ -29,6 +29,7 @@ from trainer.runs import shipped  # noqa: E402
 _MOST_RATIO = 2.0
 _INTERVAL = 4  # steps between checkpoints
 _WORDS = (
+    "data=quickstart", "job.learning_rate=0.01",
     "job.lora_rank=8", "job.batch_size=640", "job.epochs=6", f"train.checkpoint_every_steps={_INTERVAL}",
     "train.score_rows=0", "train.sample_rows=0", "train.evaluate_every_steps=0", "data.max_rows=400",
 )  # fmt: skip

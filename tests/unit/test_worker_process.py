@@ -214,7 +214,9 @@ def test_the_carve_out_is_the_same_rows_whatever_their_order(tmp_path):
     for name, order in (("a", rows), ("b", rows[::-1]), ("c", rows[30:] + rows[:30])):
         source = tmp_path / f"{name}.jsonl"
         source.write_text("".join(order))
-        spec = RunSpec.load(make_run(tmp_path / name, ("job.lora_rank=4", "data.max_rows=null"), source))
+        spec = RunSpec.load(
+            make_run(tmp_path / name, ("data=quickstart", "job.lora_rank=4", "data.max_rows=null"), source)
+        )
         held.append(_carved(spec, source))
     assert held[0] == held[1] == held[2] and len(held[0]) == 6
 
