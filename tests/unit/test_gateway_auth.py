@@ -320,3 +320,7 @@ def test_the_command_backs_up_and_brings_back(
     gateway.close()
     assert main(["gateway", "backup"]) == 2
     assert main(["gateway", "move"]) == 2
+    capsys.readouterr()
+    assert main(["gateway", "move", "--to", "postgresql://me:hush@db/gateway"]) == 2
+    refused = capsys.readouterr().err
+    assert "TRAINER_GATEWAY_TO" in refused and "hush" not in refused

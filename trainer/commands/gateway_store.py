@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from trainer.errors import UsageError
 from trainer.gateway import moving
@@ -11,15 +13,21 @@ from trainer.gateway.backup import Summary, backup, restore
 from trainer.gateway.gateway import Gateway
 from trainer.runs import gateway_folder
 
-_HERE = "here"
+_HERE, _ENV = "here", "env"
+_TO, _FILES_TO = "TRAINER_GATEWAY_TO", "TRAINER_GATEWAY_FILES_TO"  # other users can read a process's arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to."""
     parser.add_argument(
-        "--to", help=f"move, restore: the records' PostgreSQL URL; {_HERE!r}: SQLite in the state folder"
+        "--to",
+        help=f"move, restore: the records' PostgreSQL URL; {_HERE!r}: SQLite in the state folder; {_ENV!r}: the URL "
+        f"in {_TO}, which may hold a password",
     )
-    parser.add_argument("--files-to", help=f"move, restore: the files' bucket URL; {_HERE!r}: the state folder")
+    parser.add_argument(
+        "--files-to",
+        help=f"move, restore: the files' bucket URL; {_HERE!r}: the state folder; {_ENV!r}: the URL in {_FILES_TO}",
+    )
 
 
 def move(options: argparse.Namespace) -> int:
@@ -28,12 +36,13 @@ def move(options: argparse.Namespace) -> int:
     if not options.to and not options.files_to:
         raise UsageError("gateway move: name --to or --files-to")
     folder = gateway_folder()
+    to, files_to = _url(options.to, _TO), _url(options.files_to, _FILES_TO)
     if options.to:
-        moved = moving.move_records(folder, _url(options.to))
+        moved = moving.move_records(folder, to)
         rows = ", ".join(f"{extent.rows} {name}" for name, extent in moved.items() if extent.rows)
         print(f"moved:   {rows or 'nothing'}")
     if options.files_to:
-        print(f"moved:   {moving.move_files(folder, _url(options.files_to))} files")
+        print(f"moved:   {moving.move_files(folder, files_to)} files")
     return 0
 
 
@@ -51,7 +60,8 @@ def make_backup(options: argparse.Namespace) -> int:
 def bring_back(options: argparse.Namespace) -> int:
     """`gateway restore FOLDER`, into a state folder that is empty."""
     (source,) = _words(options, 1, "gateway restore FOLDER [--to URL] [--files-to URL]")
-    found = restore(Path(source), gateway_folder(), url=_url(options.to), files_url=_url(options.files_to))
+    to, files_to = _url(options.to, _TO), _url(options.files_to, _FILES_TO)
+    found = restore(Path(source), gateway_folder(), url=to, files_url=files_to)
     _tell(found, str(gateway_folder()))
     return 0
 
@@ -62,8 +72,19 @@ def _words(options: argparse.Namespace, count: int, usage: str) -> list[str]:
     return options.words[1:]
 
 
-def _url(text: str | None) -> str | None:
-    return None if text in (None, "", _HERE) else text
+def _url(text: str | None, variable: str) -> str | None:
+    """What was typed, or stands in `variable`; None = here. Raises `UsageError` for a password among the arguments."""
+    if text in (None, "", _HERE):
+        return None
+    if text == _ENV:
+        if not os.environ.get(variable):
+            raise UsageError(f"{variable}: not set; it is to hold the URL")
+        return os.environ[variable]
+    if urlsplit(text).password:
+        raise UsageError(
+            f"a password does not belong among arguments; put the URL into {variable} and type {_ENV!r}"
+        )
+    return text
 
 
 def _tell(summary: Summary, place: str) -> None:
