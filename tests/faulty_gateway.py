@@ -336,8 +336,11 @@ def untold(gateway: Gateway, run: Path, *, poison: Sequence[int] = ()) -> list[s
     name = f"accounts/local/supervisedFineTuningJobs/{run.name}"
     job = gateway.store.get(name)
     found: list[str] = []
+    objective = json.loads((run / "run.json").read_bytes())["objective"]
+    begun = json.dumps({"objective": objective}, ensure_ascii=False).encode()  # by the gateway, for a job that it runs
+    own = [] if job.private.get("external") else [begun]
     lines = {
-        "trainer.log": [event["body"]["line"].encode() for event in told if event["kind"] == "log"],
+        "trainer.log": own + [event["body"]["line"].encode() for event in told if event["kind"] == "log"],
         "metrics.jsonl": [json.dumps(event["body"]).encode() for event in told if event["kind"] == "metrics"],
     }
     for filename, wanted in lines.items():

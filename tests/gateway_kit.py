@@ -99,7 +99,7 @@ def end_workers() -> None:
 def make_scheduler(gateway: Gateway, **settings: Any) -> Scheduler:
     """A scheduler whose workers are fake ones."""
     settings = {"poll": 0.02, "grace": 5.0, "environment": {"PYTHONPATH": str(ROOT)}, **settings}
-    return Scheduler(gateway, make_spec, launcher=LAUNCHER, **settings)
+    return Scheduler(gateway, settings.pop("make_spec", make_spec), launcher=LAUNCHER, **settings)
 
 
 @cache

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.jobs import JobState
 
-EventKind = Literal["state", "progress", "metrics", "checkpoint", "model", "log"]
+EventKind = Literal["state", "progress", "metrics", "checkpoint", "model", "log", "results"]
 
 
 class Event(BaseModel):
@@ -26,6 +26,7 @@ class Event(BaseModel):
     model       {"id": "my-model", "kind": "HF_PEFT_ADDON" | "HF_BASE_MODEL", "path": str (folder of files),
                  "baseModel": str, "peftDetails": {...} | absent, "contextLength": int, "parameterCount": int}
     log         {"line": str}
+    results     {"path": str (the scored rows), "metrics": {name: mean}, "stats": {...}}: of an evaluation job
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

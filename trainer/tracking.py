@@ -112,6 +112,10 @@ class Journal(Quiet):
     def log(self, line: str) -> None:
         self._write("log", {"line": line})
 
+    def results(self, body: dict[str, Any]) -> None:
+        """The scored rows of an evaluation are complete on disk; `body` as in `Event`."""
+        self._write("results", body, durable=True)
+
     def close(self) -> None:
         self._stream.close()
 

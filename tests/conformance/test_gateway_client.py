@@ -80,6 +80,15 @@ def test_what_does_not_fit_the_contract_is_not_sent(client: GatewayClient) -> No
     assert caught.value.permanent
 
 
+def test_a_job_is_created_in_the_collection_of_its_kind(client: GatewayClient) -> None:
+    """Only the pair job's contract has `lossConfig`; what is missing is named by the gateway."""
+    with pytest.raises(GatewayError, match="no-such-pairs"):
+        body = {"dataset": "no-such-pairs", "trainingConfig": {"baseModel": "b"}, "lossConfig": {"method": "ORPO"}}
+        client.create_job(body, "j", kind="dpo")
+    with pytest.raises(GatewayError, match="lossConfig"):
+        client.create_job({"dataset": "no-such-pairs", "lossConfig": {"method": "NONE"}}, "j", kind="dpo")
+
+
 def test_errors_are_those_of_the_gateway(client: GatewayClient) -> None:
     with pytest.raises(GatewayError, match="no-such") as caught:
         client.get("accounts/local/datasets/no-such")

@@ -1,6 +1,7 @@
 """The command line as real processes: light to start, clear when it refuses, whole when it runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,21 @@ def test_the_gateway_loads_no_tensor_library():
     assert "starlette" in loaded and not loaded & set(HEAVY)
 
 
+def test_a_gateway_that_serves_has_loaded_no_tensor_library(tmp_path):
+    words = [sys.executable, "-m", "trainer", "gateway", "--port", "0", "--slots", "2"]
+    environment = {**os.environ, "TRAINER_HOME": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as server:
+        assert server.stdout is not None
+        try:
+            said = [server.stdout.readline() for _ in range(3)]
+            loaded = Path(f"/proc/{server.pid}/maps").read_text()
+        finally:
+            server.terminate()
+    assert said[0].startswith("gateway: http://127.0.0.1:") and "FIREWORKS_API_KEY=fw_local" in said[2]
+    assert server.returncode == 0
+    assert "_sqlite3" in loaded and "libtorch" not in loaded
+
+
 def test_the_overview_names_every_command(capsys):
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == overview()
@@ -65,6 +81,7 @@ def test_datasets_is_the_published_package():
         (["promote", "nothing", "--to", "Not Good"], "'Not Good' is not a resource id"),
         (["chat", "nothing-there", "hi"], "no such model"),
         (["gateway", "--host", "0.0.0.0"], "0.0.0.0"),
+        (["gateway", "--slots", "0"], "--slots: got '0'; expected how many jobs may run at a time, 1 or more"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_clear_line(tmp_path, words, says):

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.gateway_kit import A, opened, raw, safetensors, write_rows
+from trainer.gateway import job_secrets
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.contract import load
 from trainer.gateway.gateway import Gateway
@@ -303,6 +304,26 @@ def test_pickles_are_refused_before_they_are_sent(client: GatewayClient) -> None
     assert "safetensors" in refused(client, "POST", f"{A}/models/m:getUploadEndpoint", sizes)["message"]
 
 
+LISTS = [
+    operation.path.replace("{account_id}", account)
+    for operation in load().operations.values()
+    for account in ("local", "fireworks")
+    if operation.method == "GET" and operation.id in OPERATIONS and "readMask" in operation.query
+    and operation.path.count("{") == operation.path.count("{account_id}")
+]  # fmt: skip
+
+
+def test_a_mask_of_what_is_no_field_is_refused_by_every_list_and_resource(client: GatewayClient) -> None:
+    assert f"{A}/dpoJobs" in LISTS and "/v1/accounts" in LISTS
+    shape = "/v1/accounts/fireworks/trainingShapes/tiny"
+    single = [f"{A}/datasets/rows", f"{A}/models/base", f"{A}/quotas/gpus", f"{A}/users/local/apiKeys", A,
+              shape, f"{shape}/versions", f"{shape}/versions/latest"]  # fmt: skip
+    for url in (*LISTS, *single):
+        answer = raw(client, "GET", url, params={"readMask": "no_such"})
+        assert answer.status_code in ((400,) if "/local" in url or url in single else (400, 404)), (url, answer.text)
+        assert "readMask" in answer.text or answer.status_code == 404, url
+
+
 def test_the_tiny_model_is_there(client: GatewayClient) -> None:
     found = ask(client, "GET", f"{A}/models/tiny")
     assert (found["state"], found["kind"], found["baseModelDetails"]["moe"]) == ("READY", "HF_BASE_MODEL", False)
@@ -325,7 +346,8 @@ def test_job_create_and_read(both: tuple[GatewayClient, Gateway], caplog: pytest
     assert "metricsFileSignedUrl" not in created
     assert raw(client, "GET", f"{JOBS}/j").json() == created
     assert "very-secret" not in raw(client, "GET", JOBS).text + caplog.text
-    assert gateway.store.get(created["name"]).private["secrets"] == {"WANDB_API_KEY": "very-secret"}
+    job = gateway.store.get(created["name"])
+    assert job_secrets.environment(gateway, job) == {"WANDB_API_KEY": "very-secret"}
     status = refused(client, "POST", f"{JOBS}?supervisedFineTuningJobId=j", body)
     assert (status["http"], status["code"], status["headers"]["x-should-retry"]) == (409, 6, "false")
     named = ask(client, "POST", JOBS, {**JOB, "baseModel": "accounts/local/models/base"})
@@ -334,6 +356,17 @@ def test_job_create_and_read(both: tuple[GatewayClient, Gateway], caplog: pytest
     assert same_base["totalSize"] == 2
     assert refused(client, "DELETE", f"{A}/datasets/rows")["code"] == 9
     assert refused(client, "DELETE", f"{A}/models/base")["code"] == 9
+
+
+def test_the_keys_of_a_job_are_in_no_file_in_clear(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    body = {**JOB, "wandbConfig": {"enabled": True, "apiKey": "very-secret"}}
+    answers = [raw(client, "POST", JOBS, json=body, headers={"idempotency-key": "once"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[1].headers["idempotent-replayed"] == "true"  # it has been kept, too
+    kept = [path.read_bytes() for path in gateway.folder.rglob("*") if path.is_file()]
+    assert any(b"WANDB_API_KEY" in content for content in kept)
+    assert not any(b"very-secret" in content for content in kept)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +399,24 @@ def test_estimate_cost(client: GatewayClient) -> None:
     cost = ask(client, "POST", f"{JOBS}:estimateCost", {**JOB, "epochs": 3})["estimatedCost"]
     assert cost == {"currencyCode": "USD", "units": "0", "nanos": 0}
     assert refused(client, "POST", f"{JOBS}:estimateCost", {"dataset": "none", "baseModel": "base"})["code"] == 5
+
+
+def test_the_cost_follows_the_price_file(
+    client: GatewayClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = int(ask(client, "GET", f"{A}/datasets/rows")["estimatedTokenCount"])
+    assert tokens > 0
+    monkeypatch.setenv("TRAINER_HOME", str(tmp_path))
+    # The base model has two parameters: the first class that takes it counts.
+    for classes, price in (([(1, 1.0), (2, 2_500_000.0), (None, 9.0)], 2.5), ([(1, 1.0), (None, 500_000.0)], 0.5)):
+        listed = [{"up_to_parameters": size, "price": of_a_million} for size, of_a_million in classes]
+        (tmp_path / "prices.json").write_text(json.dumps({"currency": "EUR", "per_million_tokens": listed}))
+        for epochs in (1, 3):
+            cost = ask(client, "POST", f"{JOBS}:estimateCost", {**JOB, "epochs": epochs})["estimatedCost"]
+            assert cost["currencyCode"] == "EUR"
+            assert int(cost["units"]) + cost["nanos"] / 1e9 == tokens * epochs * price
+        created = ask(client, "POST", JOBS, {**JOB, "epochs": 2, "displayName": str(price)})
+        assert int(created["estimatedCost"]["units"]) + created["estimatedCost"]["nanos"] / 1e9 == tokens * 2 * price
 
 
 def test_a_waiting_job_is_cancelled_resumed_and_deleted_at_once(client: GatewayClient) -> None:

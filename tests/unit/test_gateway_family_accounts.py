@@ -108,6 +108,13 @@ def test_what_a_secret_may_be(client: GatewayClient) -> None:
     assert "keyName" in refused(client, "POST", f"{A}/secrets", {"keyName": "a b", "name": "x", "value": "v"})[1]
     made = ask(client, "POST", f"{A}/secrets", {"keyName": "WANDB_API_KEY", "name": "", "value": "v"})
     assert made["name"] == "accounts/local/secrets/wandb-api-key"
+    another = {"keyName": "WANDB_API_KEY", "value": "v"}  # the body's name is the id
+    for name, bare in (("mine", "mine"), ("accounts/local/secrets/mine-too", "mine-too")):
+        made = ask(client, "POST", f"{A}/secrets", {**another, "name": name})
+        assert made["name"] == f"accounts/local/secrets/{bare}"
+        assert ask(client, "GET", f"{A}/secrets/{bare}") == made
+    for name in ("accounts/red/secrets/x", "accounts/local/models/x", "Not An Id"):
+        assert "name" in refused(client, "POST", f"{A}/secrets", {**another, "name": name})[1]
     changed = ask(client, "PATCH", f"{A}/secrets/wandb-api-key?updateMask=key_name", {"keyName": "OTHER", "value": ""})
     assert changed["keyName"] == "OTHER"
 

@@ -22,15 +22,16 @@ from trainer.gateway.store import Resource
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        if request.param == "postgresql":
-            place = binaries()
-            if place is None:
-                pytest.skip("no PostgreSQL server (initdb, postgres) on this machine")
-            cluster = Cluster(place)
-            stack.callback(cluster.remove)
-            patch.setenv(STORE_VARIABLE, cluster.database())
-        found = Gateway(tmp_path_factory.mktemp("filters") / "gateway")
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # for this gateway alone: others are opened while it is there
+            if request.param == "postgresql":
+                place = binaries()
+                if place is None:
+                    pytest.skip("no PostgreSQL server (initdb, postgres) on this machine")
+                cluster = Cluster(place)
+                stack.callback(cluster.remove)
+                patch.setenv(STORE_VARIABLE, cluster.database())
+            found = Gateway(tmp_path_factory.mktemp("filters") / "gateway")
         stack.callback(found.close)
         fill(found)
         yield found

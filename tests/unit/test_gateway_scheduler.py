@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway_kit import STARTED, end_workers, make_scheduler, opened, wait_for
+from tests.gateway_kit import STARTED, end_workers, make_scheduler, make_spec, opened, wait_for
 from trainer.errors import UsageError
 from trainer.gateway import events, jobstate
 from trainer.gateway.capacity import Capacity
@@ -71,7 +71,7 @@ def test_a_job_runs_to_its_model(both: tuple[GatewayClient, Gateway], tmp_path: 
     assert [json.loads(line)["step"] for line in metrics.splitlines()] == [1, 2]
     assert "hello from" in client.fetch(job["trainerLogsSignedUrl"], tmp_path / "log").read_text()
     assert "key set" in (tmp_path / "j/worker.log").read_text()
-    assert "very-secret" not in "".join(p.read_text() for p in (tmp_path / "j").glob("*") if p.is_file())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()]
     (checkpoint,) = client.checkpoints(name)
     assert checkpoint["promotable"]
     assert client.promote(checkpoint["name"], "promoted")["state"] == "READY"
@@ -87,6 +87,34 @@ def test_a_job_runs_to_its_model(both: tuple[GatewayClient, Gateway], tmp_path: 
     damaged.write_text(json.dumps({"r": 9}))
     with pytest.raises(GatewayError, match="DATA_LOSS"):
         client.promote(checkpoint["name"], "never")
+
+
+def log_of(client: GatewayClient, job: dict[str, Any], place: Path) -> list[str]:
+    return client.fetch(job["trainerLogsSignedUrl"], place).read_text().splitlines()
+
+
+def test_the_log_begins_with_the_objective_and_the_fields_that_nobody_knows(
+    both: tuple[GatewayClient, Gateway], tmp_path: Path
+) -> None:
+    client, gateway = both
+    objective = {"name": "cross_entropy", "label_smoothing": 0.0}
+    scheduler = make_scheduler(
+        gateway, make_spec=lambda *given: make_spec(*given).model_copy(update={"objective": objective})
+    )
+    scheduler.start()
+    try:
+        unknown = {"extra": {"a": 1}, "later\nfield": 2, "wandbConfig": {"enabled": False, "colour": "red"}}
+        jobs = [until(client, create(client, "j", **unknown), "COMPLETED", "FAILED")]
+        jobs.append(until(client, create(client, "k", displayName="crash"), "FAILED"))
+    finally:
+        scheduler.stop()
+    assert (jobs[0]["extra"], jobs[0]["later\nfield"], jobs[0]["wandbConfig"]["colour"]) == ({"a": 1}, 2, "red")
+    lines = log_of(client, jobs[0], tmp_path / "log")
+    assert json.loads(lines[0]) == {"objective": objective}
+    assert json.loads(lines[1])["unknownFields"] == ["extra", "later\nfield", "wandbConfig.colour"]
+    assert lines[2:] == ["hello from the worker"]
+    # Once, however many attempts there were; and no list where there is nothing to list.
+    assert [json.loads(line) for line in log_of(client, jobs[1], tmp_path / "log")] == [{"objective": objective}]
 
 
 @pytest.mark.usefixtures("scheduler")

@@ -9,10 +9,12 @@ import httpx
 import pytest
 
 from tests.gateway_kit import make_spec, opened, safetensors, wait_for
-from trainer.gateway.client import GatewayClient
+from trainer.compose import for_job
+from trainer.gateway.client import REPORTS, GatewayClient
+from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.sync import Syncer
-from trainer.jobs import SupervisedFineTuningJob
+from trainer.jobs import JOB_KINDS, DpoJob, SupervisedFineTuningJob, TrainingConfig
 from trainer.runs import Inputs, RowSource
 
 JOB = "accounts/local/supervisedFineTuningJobs/run-1"
@@ -70,6 +72,32 @@ def test_a_whole_run_is_told(client: GatewayClient, run: Path) -> None:
     (run / "sync_state.json").unlink()  # told twice is told once
     assert Syncer(run, client).push_once() == 4
     assert client.get(JOB)["state"] == "JOB_STATE_COMPLETED"
+
+
+def test_a_preference_run_is_told_as_a_dpo_job(client: GatewayClient, tmp_path: Path) -> None:
+    folder = tmp_path / "home/pairs"
+    job = DpoJob(dataset="pairs.jsonl", training_config=TrainingConfig(base_model="org/base", output_model="out"))
+    inputs = Inputs(base_model="/base", train=RowSource(name="pairs.jsonl", path="/pairs.jsonl"))
+    for_job("dpo", job, base_path="/base").spec("pairs", inputs, created="2026-01-01T00:00:00Z").save(folder)
+    say(folder, 1, "state", state="JOB_STATE_RUNNING")
+    say(folder, 2, "metrics", step=1, loss=0.7)
+    say(folder, 3, "model", **write_model(folder))
+    say(folder, 4, "state", state="JOB_STATE_COMPLETED", message="done")
+    assert Syncer(folder, client).push_once() == 4
+    told = client.get("accounts/local/dpoJobs/pairs")
+    assert (told["state"], told["trainingConfig"]["outputModel"]) == (
+        "JOB_STATE_COMPLETED", "accounts/local/models/out",
+    )  # fmt: skip
+    assert client.get("accounts/local/models/out")["fineTuningJob"] == told["name"]
+    assert client.find("accounts/local/supervisedFineTuningJobs/pairs") is None
+
+
+def test_every_kind_of_job_can_be_reported() -> None:
+    operations = load().operations
+    assert set(REPORTS) == set(JOB_KINDS)
+    for kind, (operation_id, param) in REPORTS.items():
+        path = operations[operation_id].path
+        assert path.endswith(f"/{JOB_KINDS[kind].collection}/{{{param}}}:report")
 
 
 def test_a_torn_line_is_waited_for(client: GatewayClient, run: Path) -> None:

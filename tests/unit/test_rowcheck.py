@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_malformed_rows import KINDS
-from trainer.gateway import rowcheck
+from trainer.gateway import dataset_rows
 from trainer.gateway.errors import GatewayError
 
 # A worker takes rows of several formats; a data set has one.
@@ -21,7 +21,7 @@ def test_each_malformed_kind_is_refused_by_line_or_taken(tmp_path: Path, name: s
     path.write_bytes(kind.content)
     lines = [line for line, code in kind.want if code not in ("fine", "a", "b", "text", "chat", "completion")]
     try:
-        found = rowcheck.check([path], declared=None)
+        found = dataset_rows.check([path], declared=None)
     except GatewayError as error:
         assert error.code == "INVALID_ARGUMENT"
         assert error.message.startswith("rows.jsonl:")
@@ -34,13 +34,13 @@ def test_each_malformed_kind_is_refused_by_line_or_taken(tmp_path: Path, name: s
 _CHILD = """
 import re, sys
 from pathlib import Path
-from trainer.gateway import rowcheck
+from trainer.gateway import dataset_rows
 from trainer.gateway.errors import GatewayError
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
 try:
-    rowcheck.check([Path(sys.argv[1])], declared=None)
+    dataset_rows.check([Path(sys.argv[1])], declared=None)
 except GatewayError as error:
     print((peak() - before) >> 10, error.message)
 """

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Answer one prompt, or talk until the input ends."""
-    base, adapter = _find(options.model, options.gateway)
+    base, adapter = find_weights(options.model, options.gateway)
     talker = _talker(base, adapter, options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             messages.append({"role": "assistant", "content": talker.answer(messages)})
 
 
-def _find(name: str, gateway: str) -> tuple[str, Path | None]:
+def find_weights(name: str, gateway: str) -> tuple[str, Path | None]:
     """(base model, adapter or None) that `name` stands for."""
     places = Places(Teller(compose(["data=quickstart", f"gateway={gateway}"]).gateway).client)
     folder = _folder(name, places)

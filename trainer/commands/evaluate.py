@@ -275,12 +275,12 @@ def _asked_again(row: Row) -> Row:
 def _generate(rows: list[Row], model: str, options: argparse.Namespace) -> list[str]:
     """The model's answers, through the engine."""
     # The tensor libraries load here, after everything that was typed has been checked.
-    from trainer.commands.chat import _find  # noqa: PLC0415
+    from trainer.commands.chat import find_weights  # noqa: PLC0415
     from trainer.data.render import Renderer, load_tokenizer  # noqa: PLC0415
     from trainer.engine.base import SamplingParams  # noqa: PLC0415
     from trainer.engine.local import LocalEngine  # noqa: PLC0415
 
-    base, adapter = _find(model, options.gateway)
+    base, adapter = find_weights(model, options.gateway)
     tokens_of = str(adapter) if adapter and (adapter / "tokenizer.json").is_file() else base
     engine = LocalEngine(base)
     engine.create_model("model", lora=None, base_only=adapter is None, warm_start=adapter)

@@ -1,6 +1,7 @@
 """Serve the embedded gateway on this machine, with a scheduler that runs the jobs posted to it.
 
 python -m trainer gateway --port 8787             serve; on loopback single-user, and no key is asked for
+python -m trainer gateway --slots 2               two jobs at a time
 python -m trainer gateway keys create --account team-a --role admin
 python -m trainer gateway keys list | keys revoke KEY_ID
 python -m trainer gateway --host 0.0.0.0          with keys, beyond this machine
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ask-keys", action="store_true", help="ask for keys on loopback too; elsewhere they always are"
     )
     parser.add_argument("--base-url", help="what signed URLs begin with, behind a proxy (default: as it was asked)")
+    parser.add_argument("--slots", type=_slots, default=1, metavar="N", help="jobs that run at a time (default: 1)")
     parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of the log (default: %(default)s)")
     parser.add_argument("--log-requests", action="store_true", help="log every request")
     gateway_keys.add_arguments(parser)
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     def scheduler(gateway: Gateway) -> Scheduler:
-        return Scheduler(gateway, describe, launcher=here)
+        return Scheduler(gateway, describe, launcher=here, slots=options.slots)
 
     asks_keys = options.ask_keys or not is_loopback(options.host)
     logs.configure(options.log, requests=options.log_requests)
@@ -86,6 +88,12 @@ def _serve(options: argparse.Namespace) -> int:
         keys=asks_keys,
     )
     return 0
+
+
+def _slots(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected how many jobs may run at a time, 1 or more")
+    return int(text)
 
 
 def _ready(url: str, asks_keys: bool) -> None:

@@ -23,7 +23,7 @@ from trainer.gateway.errors import GatewayError, decode
 from trainer.gateway.files import content_digest, sha256
 from trainer.gateway.found import owner_key, running_server
 from trainer.gateway.pacing import Backoff, Clock, SystemClock, Waits, retry_after
-from trainer.jobs import resource_id
+from trainer.jobs import JOB_KINDS, resource_id
 from trainer.report import Event
 from trainer.runs import GatewaySettings, gateway_folder
 
@@ -35,6 +35,11 @@ _CHUNK = 1 << 20
 _TIMEOUT = 60.0
 _CONNECT_TIMEOUT = 5.0
 _REPORT_TIMEOUT = 20.0  # a report is small
+# Kind of job -> the operation that takes its reports, and the job's id in its path.
+REPORTS = {
+    "sft": ("Trainer_ReportJob", "supervised_fine_tuning_job_id"),
+    "dpo": ("Trainer_ReportDpoJob", "dpo_job_id"),
+}
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _CHECK_TIMEOUT = 2.0  # seconds that a running server has to say that it is one
 _VALIDATION_TIMEOUT = 3600.0  # every row is read, every file's header
@@ -162,18 +167,19 @@ class GatewayClient:
         """Delete the resource of that full name."""
         self._send("DELETE", f"/v1/{name}")
 
-    def create_job(self, body: Mapping[str, Any], job_id: str | None = None) -> dict[str, Any]:
-        """Create a supervised fine-tuning job that the gateway runs.
+    def create_job(self, body: Mapping[str, Any], job_id: str | None = None, *, kind: str = "sft") -> dict[str, Any]:
+        """Create a job of `kind` (`trainer.jobs.JOB_KINDS`) that the gateway runs.
 
         With a `job_id` a lost answer does no harm: the job that the lost request has made is found, and returned.
         """
-        query = {"supervisedFineTuningJobId": job_id}
+        collection = JOB_KINDS[kind].collection
+        one = collection.removesuffix("s")
         try:
-            return self.call("Gateway_CreateSupervisedFineTuningJob", query=query, body=body)
+            return self.call(f"Gateway_Create{one[0].upper()}{one[1:]}", query={f"{one}Id": job_id}, body=body)
         except GatewayError as error:
             if error.code != "ALREADY_EXISTS" or error.attempts == 1 or job_id is None:
                 raise
-            found = self.find(f"accounts/{self.account}/supervisedFineTuningJobs/{job_id}")
+            found = self.find(f"accounts/{self.account}/{collection}/{job_id}")
             if found is None or not _holds(found, body):
                 raise
             return found
@@ -199,13 +205,15 @@ class GatewayClient:
         body = {"outputModel": output_model} | ({"baseModel": base_model} if base_model else {})
         return _json(self._send("POST", f"/v1/{checkpoint}:promote", json=body))["model"]
 
-    def report(self, job_id: str, events: Sequence[Event], *, job: Mapping[str, Any] | None = None) -> int:
+    def report(
+        self, job_id: str, events: Sequence[Event], *, kind: str = "sft", job: Mapping[str, Any] | None = None
+    ) -> int:
         """Tell a gateway of ours what happened to job `job_id`; returns the number of the last event it has."""
         body: dict[str, Any] = {"events": [event.model_dump() for event in events]}
         if job is not None:
             body["job"] = dict(job)
-        params = {"supervised_fine_tuning_job_id": job_id}
-        answer = self.call("Trainer_ReportJob", params, body=body, timeout=self._report_timeout)
+        operation_id, param = REPORTS[kind]
+        answer = self.call(operation_id, {param: job_id}, body=body, timeout=self._report_timeout)
         if not isinstance(answer.get("ackedSeq"), int):
             raise _garbled(f"no ackedSeq in {str(answer)[:200]}")
         return answer["ackedSeq"]

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 from pydantic.alias_generators import to_camel
 
 from trainer.gateway.errors import GatewayError, invalid
-from trainer.gateway.extensions import PATHS, SCHEMAS
+from trainer.gateway.extensions import FIELDS, PATHS, SCHEMAS
 from trainer.gateway.timestamps import canonical
 
 Schema = Mapping[str, Any]
@@ -76,6 +76,9 @@ class Contract:
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.schemas: dict[str, Schema] = {**document["components"]["schemas"], **SCHEMAS}
+        for name, added in FIELDS.items():
+            old = self.schemas[name]
+            self.schemas[name] = {**old, "properties": {**old["properties"], **added}}
         self.operations: dict[str, Operation] = {}
         self._routes: dict[tuple[int, str], list[tuple[list[str], dict[str, Operation]]]] = {}
         for path, item in {**document["paths"], **PATHS}.items():

@@ -18,10 +18,10 @@ from trainer.data.json_lines import json_lines
 from trainer.data.pairs import read_pair
 from trainer.data.problem import RowProblem
 from trainer.gateway.errors import GatewayError, invalid
-from trainer.gateway.rowcheck import BYTES_PER_TOKEN
 from trainer.runs import DataSettings
 
 CHAT, COMPLETION, RL, PREFERENCE = "CHAT", "COMPLETION", "RL", "PREFERENCE"
+BYTES_PER_TOKEN = 4  # the estimate used wherever no tokenizer has counted
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _FORMS = (
     "a row has 'messages' (CHAT, RL), 'prompt' and 'completion' or 'text' (COMPLETION), or a preference pair "

@@ -53,6 +53,13 @@ def apply(gateway: Gateway, name: str, events: Sequence[Event], *, token: int | 
     return acked
 
 
+def logged(gateway: Gateway, transaction: Transaction, job: Resource, lines: Sequence[str]) -> Resource:
+    """The job with `lines` of the gateway's own at the end of its log; to be saved in `transaction`."""
+    work = _Work(gateway, transaction, job, log="".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+    work.write_files()
+    return work.job
+
+
 def parse(values: Sequence[dict[str, Any]]) -> list[Event]:
     """Events from JSON. Raises INVALID_ARGUMENT naming the first bad one."""
     events = []
@@ -164,6 +171,12 @@ def _model(work: _Work, event: Event) -> None:
     work.job = job_families.with_output_model(work.job, name)
 
 
+def _results(work: _Work, event: Event) -> None:
+    metrics = {str(name): float(value) for name, value in event.body["metrics"].items()}
+    stats = json.dumps(event.body["stats"], ensure_ascii=False)
+    work.job = work.job.changed({"metrics": metrics, "outputStats": stats})
+
+
 _APPLY = {
     "state": _state,
     "progress": _progress,
@@ -171,6 +184,7 @@ _APPLY = {
     "checkpoint": _checkpoint,
     "model": _model,
     "log": _log,
+    "results": _results,
 }
 
 

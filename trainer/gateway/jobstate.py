@@ -1,8 +1,9 @@
 """How a job's state moves: the one place that knows which moves are possible, and who may write.
 
 CREATING -> VALIDATING -> PENDING -> (VALIDATING -> RUNNING -> WRITING_RESULTS) -> COMPLETED or another end; a job whose
-worker was lost goes back by RE_QUEUEING. A state that has ended is left by `resume` or a deletion only; a cancel or a
-deletion on its way is not undone by a late report of the worker. `moved` refuses every other move.
+worker was lost goes back by RE_QUEUEING. A state that has ended is left by a deletion only, or by `resume` where the
+job's kind has it so; a cancel or a deletion on its way is not undone by a late report of the worker. `moved` refuses
+every other move.
 
 A job that is taken up belongs to one scheduler, its owner, under a token that grows with every change of hands; a write
 that carries an older token is refused (`fenced`). No clock takes part in it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from trainer.gateway import job_families
 from trainer.gateway.errors import GatewayError, precondition
 from trainer.gateway.store import Resource, now
 from trainer.jobs import RESUMABLE, JobState
@@ -47,11 +49,18 @@ LEGAL: dict[JobState, frozenset[JobState]] = {
     JobState.CANCELLING: _GOING | _GOOD_ENDS | {JobState.CANCELLED, JobState.FAILED},
     JobState.FAILED: _STOPPED,
     JobState.CANCELLED: _STOPPED,
-    JobState.COMPLETED: _STOPPED | {JobState.PAUSED},  # of kinds whose finished jobs may be taken up again
+    JobState.COMPLETED: _GOING,
     JobState.EARLY_STOPPED: _GOING,
     JobState.EXPIRED: _GOING,
     JobState.DELETING: frozenset({JobState.DELETED}),
 }
+
+
+def possible(job: Resource) -> frozenset[JobState]:
+    """What may follow the job's state: `LEGAL`, and a resume where its kind allows more of them."""
+    current = state_of(job)
+    again = frozenset({JobState.PENDING}) if current in job_families.family_of(job).resumable else frozenset()
+    return LEGAL.get(current, frozenset()) | again
 
 
 def state_of(job: Resource) -> JobState:
@@ -62,11 +71,11 @@ def state_of(job: Resource) -> JobState:
 def moved(job: Resource, state: JobState, message: str = "", *, code: str = "OK") -> Resource:
     """The job in `state`, with its status and, when it has ended, the time.
 
-    Raises FAILED_PRECONDITION for a move that is not in `LEGAL`; a job that is trained elsewhere moves as it is told.
+    Raises FAILED_PRECONDITION for a move that is not `possible`; a job that is trained elsewhere moves as it is told.
     """
     current = state_of(job)
-    if not is_external(job) and state is not current and state not in LEGAL.get(current, frozenset()):
-        allowed = ", ".join(sorted(LEGAL.get(current, ()))) or "nothing"
+    if not is_external(job) and state is not current and state not in possible(job):
+        allowed = ", ".join(sorted(possible(job))) or "nothing"
         raise precondition(
             f"{job.name}: cannot go from {current} to {state}; possible: {allowed}", name=job.name, state=str(current)
         )

@@ -11,6 +11,7 @@ It works over the table of job families and knows no kind of job.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -27,7 +28,19 @@ from pydantic import ValidationError
 
 from trainer.beside import beside
 from trainer.errors import UsageError
-from trainer.gateway import endings, events, fitting, job_families, jobstate, quotas, schema, turns
+from trainer.gateway import (
+    endings,
+    evaluating,
+    evaluating_plans,
+    events,
+    fitting,
+    job_families,
+    job_secrets,
+    jobstate,
+    quotas,
+    schema,
+    turns,
+)
 from trainer.gateway.capacity import Capacity, this_machine
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.fitting import Need
@@ -53,6 +66,14 @@ _PASSING = frozenset({"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_E
 _WITH_A_WORD = (EXIT_DONE, EXIT_REFUSED, EXIT_PAUSED)  # a worker that ends so has written its page
 _TURNS = f"{COLLECTION}/turns"  # the record of whose turn was when
 _log = logging.getLogger("trainer.gateway.scheduler")
+
+
+class Spec(Protocol):
+    """What a worker is told: `RunSpec` is one. objective: by what it works, for the job's log."""
+
+    @property
+    def objective(self) -> dict[str, Any]: ...
+    def save(self, folder: Path) -> Path: ...
 
 
 # Fills in what a job leaves open: (kind, job, run id, inputs) -> the run.
@@ -100,7 +121,7 @@ class _Planned:
     """What a waiting job would run as. created: of the record that it was made from."""
 
     created: str
-    spec: RunSpec
+    spec: Spec
     need: Need
 
 
@@ -262,13 +283,13 @@ class Scheduler:
                 if found.body["status"].get("message") != why:
                     transaction.save(jobstate.moved(found, JobState.PENDING, why))
                 return []
-            job = self._claim(transaction, found, plan.need)
+            job = transaction.save(self._opened(transaction, self._claim(transaction, found, plan.need), plan.spec))
         del self._planned[job.name]
         self._holder.beat(now=not self._running)
         self._running[job.name] = running = self._running_of(job)
         if not (running.folder / "run.json").exists():
             plan.spec.save(running.folder)
-        environment = {**self._environment, **job.private.get("secrets", {})}
+        environment = {**self._environment, **job_secrets.environment(self._gateway, job)}
         if gpus := jobstate.run_of(job)["need"].get("gpus"):
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         try:
@@ -310,13 +331,21 @@ class Scheduler:
         number = 1 + max(record.private["turns"].values(), default=0)
         transaction.save(record.changed(private={"turns": {**record.private["turns"], job.parent: number}}))
         run = jobstate.run_of(job)
-        return transaction.save(
-            jobstate.taken(
-                job, self._holder.id, machine=self._holder.machine, attempts=int(run.get("attempts", 0)) + 1,
-                folder=run.get("folder") or str(self._new_folder(job)),
-                need={"cores": need.cores, "memory": need.memory, "gpus": given},
-            )
+        return jobstate.taken(
+            job, self._holder.id, machine=self._holder.machine, attempts=int(run.get("attempts", 0)) + 1,
+            folder=run.get("folder") or str(self._new_folder(job)),
+            need={"cores": need.cores, "memory": need.memory, "gpus": given},
         )  # fmt: skip
+
+    def _opened(self, transaction: Transaction, job: Resource, spec: Spec) -> Resource:
+        """The job with its log begun: by what it is trained, and what it says that nothing here acts on."""
+        if jobs.LOG in job.private.get("bytes", {}):
+            return job  # a later attempt
+        lines = [json.dumps({"objective": spec.objective}, ensure_ascii=False)]
+        if unknown := job_families.unknown_fields(self._gateway, job):
+            why = "the contract does not know these fields: kept and shown, never acted on"
+            lines.append(json.dumps({"unknownFields": unknown, "message": why}, ensure_ascii=False))
+        return events.logged(self._gateway, transaction, job, lines)
 
     def _active(self, transaction: Transaction) -> list[Resource]:
         """Jobs that someone holds and that have not ended."""
@@ -329,11 +358,15 @@ class Scheduler:
         known = self._planned.get(job.name)
         if known is not None and known.created == job.create_time:
             return known
+        family = job_families.family_of(job)
+        if family.kind in evaluating_plans.PLANS:
+            spec, need = evaluating_plans.PLANS[family.kind](self._gateway, job, self._here)
+            self._planned[job.name] = plan = _Planned(job.create_time, spec, need)
+            return plan
         folder = Path(jobstate.run_of(job).get("folder", ""))
         if jobstate.run_of(job).get("folder") and (folder / "run.json").exists():
             spec = RunSpec.load(folder)
         else:
-            family = job_families.family_of(job)
             typed, inputs = job_families.typed(self._gateway, job), inputs_of(self._gateway, job)
             spec = self._make_spec(family.kind, typed, job.id, inputs)
         self._planned[job.name] = plan = _Planned(job.create_time, spec, fitting.need_of(spec, self._here))
@@ -442,6 +475,8 @@ class Scheduler:
             for event in batch:
                 if event.kind == "model" and event.seq > acked:
                     self._register_model(job, event)
+                if event.kind == "results" and event.seq > acked:
+                    evaluating.register(self._gateway, job, event.body)
             events.apply(self._gateway, running.name, batch, token=running.token)
             del running.waiting[: len(batch)]
 

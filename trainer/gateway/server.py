@@ -52,6 +52,8 @@ from trainer.gateway.standard import Handler
 
 _LONG_THREADS = 16  # for verbs, some of which read whole files: they may not take the threads of the others
 _BACKLOG = 1024
+# Of all creates, those whose body has the id of what is made; elsewhere a body's name is only an echo of the path.
+_NAMED_BY_BODY = frozenset({"Gateway_CreateSecret"})
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -88,6 +90,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        here.builds.take_up()
         if background is not None:
             background.start()
         if on_start is not None:
@@ -322,7 +325,8 @@ class _Endpoints:
                 operation.body, await _json_body(request, operation), partial=request.method == "PATCH"
             )
             body, unknown = read.value, read.unknown
-            body.pop("name", None)
+            if operation.id not in _NAMED_BY_BODY:
+                body.pop("name", None)
         if self._access.needs_keys and not operation.id.startswith("Trainer_Report"):  # a report's names are not ours
             check_names(principal, [body, query.value])
         return Call(

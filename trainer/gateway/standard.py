@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 from trainer.gateway.errors import invalid
 from trainer.gateway.gateway import Call, checked_id
 from trainer.gateway.listing import checked_mask, listed, masked
-from trainer.gateway.store import Resource, Transaction, resources
+from trainer.gateway.store import Resource
 
 Handler = Callable[[Call], Any]
 
@@ -53,10 +53,19 @@ class Family:
 
     def answer(self, call: Call, resource: Resource) -> dict[str, Any]:
         """The record as this call is to see it. Raises INVALID_ARGUMENT for a readMask with what is no field."""
-        mask = call.query.get("readMask", "")
-        if mask:
-            checked_mask(call.gateway.contract, self.schema, mask, what="readMask")
-        return masked(self.present(call, resource), mask)
+        return shown(call, self.schema, self.present(call, resource))
+
+
+def shown(call: Call, schema: str, value: dict[str, Any]) -> dict[str, Any]:
+    """`value` (of `schema`) as this call is to see it. Raises as `read_mask`."""
+    return masked(value, read_mask(call, schema))
+
+
+def read_mask(call: Call, schema: str) -> str:
+    """The call's readMask, "" where it has none. Raises INVALID_ARGUMENT for one with what is no field of `schema`."""
+    mask = call.query.get("readMask", "")
+    checked_mask(call.gateway.contract, schema, mask, what="readMask")
+    return mask
 
 
 def new_resource(family: Family, call: Call, *, given_id: str | None, what: str, body: dict[str, Any]) -> Resource:
@@ -78,6 +87,7 @@ def list_all(family: Family, *, parent: Callable[[Call], str] = Call.parent) -> 
     """GET of a collection below `parent`; `-` for an id in the path stands for all there are."""
 
     def handle(call: Call) -> dict[str, Any]:
+        read_mask(call, family.schema)  # refused in an empty list too
         found = listed(
             call.gateway, family.schema, collection=family.collection, parent=parent(replace(call, wildcards=True)),
             query=call.query, default_order=call.operation.default_order,
@@ -127,12 +137,6 @@ def writable(call: Call, schema: str) -> dict[str, bool]:
     """The schema's fields: True for those that a client may write."""
     properties = call.gateway.contract.schema(schema)["properties"]
     return {name: not call.gateway.contract.schema(item).get("readOnly") for name, item in properties.items()}
-
-
-def jobs_using(transaction: Transaction, name: str, *, fields: tuple[str, ...], ended: frozenset[str]) -> list[str]:
-    """Names of jobs, not yet ended, whose `fields` name the resource `name`."""
-    found = transaction.every("supervisedFineTuningJobs", resources.c.collection == "supervisedFineTuningJobs")
-    return [job.name for job in found if job.body.get("state") not in ended and name in map(job.body.get, fields)]
 
 
 def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:

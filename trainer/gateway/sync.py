@@ -54,7 +54,9 @@ class Teller(Protocol):
     def base_url(self) -> str: ...
     @property
     def ours(self) -> bool: ...
-    def report(self, job_id: str, events: Sequence[Event], *, job: Mapping[str, Any] | None = None) -> int: ...
+    def report(
+        self, job_id: str, events: Sequence[Event], *, kind: str = ..., job: Mapping[str, Any] | None = None
+    ) -> int: ...
     def upload_model(self, folder: Path, model_id: str, *, body: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
@@ -228,7 +230,7 @@ class Syncer:
             return
         job = self._job() if callable(self._job) else self._job
         try:
-            there = self._client.report(self._spec.id, [], job=job)
+            there = self._client.report(self._spec.id, [], kind=self._spec.kind, job=job)
         except GatewayError as error:
             if not error.permanent:
                 raise
@@ -326,7 +328,7 @@ class Syncer:
             self._client.upload_model(Path(body["path"]), body["id"], body=self._model_body(body))
         if not self._reports:
             return
-        there = self._client.report(self._spec.id, batch)
+        there = self._client.report(self._spec.id, batch, kind=self._spec.kind)
         if there < batch[-1].seq:  # an old answer, or records that were put back: ask for the number anew
             self._told_job = False
             raise GatewayError("DATA_LOSS", f"event {batch[-1].seq} was told, but the gateway is at {there}")

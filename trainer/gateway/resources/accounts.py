@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.gateway.gateway import ACCOUNT, Call, Gateway
-from trainer.gateway.listing import masked
 from trainer.gateway.resources import in_memory, users
+from trainer.gateway.standard import shown
 from trainer.gateway.store import Resource
+
+_SCHEMA = "gatewayAccount"
 
 
 def ensure(gateway: Gateway, name: str = ACCOUNT, *, email: str = "") -> Resource:
@@ -30,12 +32,12 @@ def ensure(gateway: Gateway, name: str = ACCOUNT, *, email: str = "") -> Resourc
 def get(call: Call) -> dict[str, Any]:
     """GET of the caller's account."""
     call.parent()
-    return masked(_own(call), call.query.get("readMask", ""))
+    return shown(call, _SCHEMA, _own(call))
 
 
 def list_all(call: Call) -> dict[str, Any]:
     """GET of the accounts: the caller's."""
-    return in_memory.page([_own(call)], call.query, key=lambda account: account["name"], name="accounts")
+    return in_memory.page([_own(call)], call, schema=_SCHEMA, key=lambda account: account["name"], name="accounts")
 
 
 def _own(call: Call) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def list_all(call: Call) -> dict[str, Any]:
     """GET of a user's keys."""
     user = users.FAMILY.load(call)
     found = [_shown(one, user) for one in keys.keys_of(call.gateway.store, call.parent(), user.id)]
-    return in_memory.page(found, call.query, key=lambda one: f"{one['createTime']} {one['keyId']}", name="apiKeys")
+    return in_memory.page(
+        found, call, schema="gatewayApiKey", key=lambda one: f"{one['createTime']} {one['keyId']}", name="apiKeys"
+    )
 
 
 def delete(call: Call) -> dict[str, Any]:

@@ -7,29 +7,42 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.gateway.errors import invalid
+from trainer.gateway.gateway import Call
 from trainer.gateway.listing import masked, page_size
+from trainer.gateway.standard import read_mask
 
 Item = dict[str, Any]
 
 
-def page(items: Sequence[Item], query: Mapping[str, Any], *, key: Callable[[Item], str], name: str) -> dict[str, Any]:
-    """The page of `items` (sorted here by `key`) that `query` asks for, under `name`.
+def page(
+    items: Sequence[Item],
+    call: Call,
+    *,
+    schema: str,
+    key: Callable[[Item], str],
+    name: str,
+    without: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The page of `items` (of `schema`; sorted here by `key`) that the call's query asks for, under `name`.
 
+    without: parameters that the caller has seen to.
     Raises INVALID_ARGUMENT for a token that is none, and for filters and orders, which such a list does not have.
     """
+    query = {word: value for word, value in call.query.items() if word not in without}
     for word in ("filter", "orderBy"):
         if query.get(word):
             raise invalid(f"{word}: {name} are listed in one order and without a filter; leave it out", field=word)
+    mask = read_mask(call, schema)
     token, size = query.get("pageToken", ""), page_size(query)
     after = _opened(token) if token else ""
     rest = sorted((item for item in items if key(item) > after), key=key)
     more = len(rest) > size
     return {
-        name: [masked(item, query.get("readMask", "")) for item in rest[:size]],
+        name: [masked(item, mask) for item in rest[:size]],
         "nextPageToken": base64.urlsafe_b64encode(key(rest[size - 1]).encode()).decode() if more else "",
         "totalSize": len(items),
     }

@@ -19,10 +19,11 @@ from pydantic.alias_generators import to_camel
 from trainer.gateway import base_models, contract, job_families, jobstate, standard, weights
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call, Gateway, full_name
-from trainer.gateway.job_families import FAMILIES, Input, JobFamily, value_at, with_value, without_empty
+from trainer.gateway.job_families import FAMILIES, OURS, Input, JobFamily, value_at, with_value, without_empty
+from trainer.gateway.job_secrets import sealed
 from trainer.gateway.standard import Family, Handler, new_resource
 from trainer.gateway.store import Resource, resources
-from trainer.jobs import JOB_KINDS, JobState, SupervisedFineTuningJob
+from trainer.jobs import JOB_KINDS, Job, JobState
 
 METRICS, LOG = "metrics.jsonl", "trainer.log"
 TOMBSTONE_DAYS = 30  # how long a deleted trainer can still be read and promoted from
@@ -36,7 +37,7 @@ _UPLOAD = "create and upload it first (POST .../datasets, then :upload)"
 class Request:
     """A checked create: the typed job (None for a kind without a model), its body as stored, and what is not shown."""
 
-    job: SupervisedFineTuningJob | None
+    job: Job | None
     body: dict[str, Any]
     secrets: dict[str, str] = field(default_factory=dict)
 
@@ -60,11 +61,7 @@ def present(call: Call, kind: JobFamily, job: Resource) -> dict[str, Any]:
     for name, filename in (("metricsFileSignedUrl", METRICS), ("trainerLogsSignedUrl", LOG)):
         if name in known and (url := file_url(call, job, filename)):
             shown[name] = url
-    return {key: value for key, value in shown.items() if key in known or key not in _OURS}
-
-
-# Fields that this gateway keeps in every job, and that some kinds' schemas lack.
-_OURS = frozenset({"createTime", "updateTime", "completedTime", "createdBy", "jobProgress", "status", "state"})
+    return {key: value for key, value in shown.items() if key in known or key not in OURS}
 
 
 def create(collection: str, *, prices: Callable[[Gateway, Request], dict[str, Any]] | None = None) -> Handler:
@@ -91,7 +88,7 @@ def create(collection: str, *, prices: Callable[[Gateway, Request], dict[str, An
                     "ALREADY_EXISTS", f"outputModel: {output} already exists; choose another, or delete it first",
                     metadata={"field": "outputModel", "name": output}, retry=False,
                 )  # fmt: skip
-            new = transaction.insert(new.changed(body, {"secrets": request.secrets}))
+            new = transaction.insert(new.changed(body, {"secrets": sealed(call.gateway, new.name, request.secrets)}))
         return records.answer(call, new)
 
     return handle

@@ -12,23 +12,24 @@ from pydantic.alias_generators import to_camel
 from trainer.gateway import job_families, jobstate
 from trainer.gateway.errors import invalid, not_found
 from trainer.gateway.gateway import Call
-from trainer.gateway.listing import masked
 from trainer.gateway.quotas import DEFAULTS, RUNNING_JOBS
 from trainer.gateway.resources import in_memory
+from trainer.gateway.standard import shown
 from trainer.gateway.store import Resource, resources
 
+_SCHEMA = "gatewayQuota"
 _WRITABLE = ("value", "maxValue")
 
 
 def get(call: Call) -> dict[str, Any]:
     """GET of one quota."""
-    return masked(_shown(call, call.params["quota_id"]), call.query.get("readMask", ""))
+    return shown(call, _SCHEMA, _shown(call, call.params["quota_id"]))
 
 
 def list_all(call: Call) -> dict[str, Any]:
     """GET of the account's quotas."""
     found = [_shown(call, name) for name in DEFAULTS]
-    return in_memory.page(found, call.query, key=lambda one: one["name"], name="quotas")
+    return in_memory.page(found, call, schema=_SCHEMA, key=lambda one: one["name"], name="quotas")
 
 
 def update(call: Call) -> dict[str, Any]:

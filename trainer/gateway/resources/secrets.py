@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.gateway import standard
 from trainer.gateway.errors import invalid, not_found
-from trainer.gateway.gateway import Call, Gateway, checked_id
+from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.job_secrets import sealer
 from trainer.gateway.standard import Family, new_resource
 from trainer.gateway.store import Resource
@@ -32,8 +32,9 @@ def create(call: Call) -> dict[str, Any]:
     """POST {"keyName", "name", "value"}; the name is an id or a full name."""
     call.parent()  # another account's secrets are not found, whatever else is wrong
     key_name, value = _key_name(call.body["keyName"]), _value(call.body.get("value"))
-    given = str(call.body.get("name", "")).rsplit("/", 1)[-1] or key_name.lower().replace("_", "-").strip("-")
-    new = new_resource(FAMILY, call, given_id=checked_id(given, what="name"), what="name", body={"keyName": key_name})
+    name = call.body.get("name") or key_name.lower().replace("_", "-").strip("-")
+    given = full_name(name, collection=FAMILY.collection, what="name", account=call.account).rsplit("/", 1)[-1]
+    new = new_resource(FAMILY, call, given_id=given, what="name", body={"keyName": key_name})
     with call.gateway.store.transaction() as transaction:
         return FAMILY.answer(call, transaction.insert(_with_value(call.gateway, new, value)))
 

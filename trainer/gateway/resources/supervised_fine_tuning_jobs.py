@@ -6,10 +6,10 @@ from decimal import Decimal
 from typing import Any
 
 from trainer.gateway import base_models, job_families
+from trainer.gateway.dataset_rows import BYTES_PER_TOKEN
 from trainer.gateway.errors import not_found
 from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.resources import jobs
-from trainer.gateway.rowcheck import BYTES_PER_TOKEN
 from trainer.jobs import DEFAULT_EPOCHS, JOB_KINDS
 from trainer.prices import read_prices
 

@@ -18,9 +18,8 @@ from trainer.gateway.errors import invalid, not_found, precondition
 from trainer.gateway.filter_json import meets
 from trainer.gateway.filters import Node, Not, Restriction, parse
 from trainer.gateway.gateway import Call, full_name
-from trainer.gateway.listing import masked
 from trainer.gateway.resources import in_memory
-from trainer.gateway.standard import Family, list_all, new_resource
+from trainer.gateway.standard import Family, list_all, new_resource, shown
 from trainer.gateway.store import Resource, Transaction, resources
 
 FAMILY = Family(collection="trainingShapes", schema="gatewayTrainingShape", param="training_shape_id")
@@ -50,15 +49,16 @@ def create(call: Call) -> dict[str, Any]:
 
 def get(call: Call) -> dict[str, Any]:
     """GET of a shape, stored or synthesised."""
-    shape = _load(call)
-    return masked(shape, call.query.get("readMask", ""))
+    return shown(call, FAMILY.schema, _load(call))
 
 
 def list_shapes(call: Call) -> dict[str, Any]:
     """GET of an account's shapes; the public account has those of the models that are known by name."""
     if base_models.readable(_wild(call)) == base_models.ACCOUNT:
         shapes = [_synthesised(call, f"{base_models.ACCOUNT}/trainingShapes/{model}") for model in base_models.known()]
-        return in_memory.page(shapes, call.query, key=lambda shape: shape["name"], name="trainingShapes")
+        return in_memory.page(
+            shapes, call, schema=FAMILY.schema, key=lambda shape: shape["name"], name=FAMILY.collection
+        )
     return list_all(FAMILY)(call)
 
 
@@ -102,8 +102,8 @@ def get_version(call: Call) -> dict[str, Any]:
         version = _version(_load(call))
         if wanted not in (_FIRST, "latest") and not (wanted == "latestValidated" and version["validated"]):
             raise not_found(f"{name}/versions/{wanted}", f"it has {_FIRST}")
-        return masked(version, call.query.get("readMask", ""))
-    return masked(_own_version(call, name, wanted).shown(), call.query.get("readMask", ""))
+        return shown(call, VERSIONS.schema, version)
+    return shown(call, VERSIONS.schema, _own_version(call, name, wanted).shown())
 
 
 def update_version(call: Call) -> dict[str, Any]:
@@ -249,8 +249,10 @@ def _synthetic_page(call: Call, versions: list[dict[str, Any]]) -> dict[str, Any
     if tree is not None:
         _check_fields(call, tree)
     fit = [version for version in versions if tree is None or meets(version, tree)]
-    query = {key: value for key, value in call.query.items() if key not in ("filter", "orderBy")}
-    return in_memory.page(fit, query, key=lambda version: version["name"], name=VERSIONS.collection)
+    return in_memory.page(
+        fit, call, schema=VERSIONS.schema, key=lambda version: version["name"], name=VERSIONS.collection,
+        without=("filter", "orderBy"),
+    )  # fmt: skip
 
 
 def _check_fields(call: Call, node: Node) -> None:
