@@ -75,7 +75,7 @@ class Builder:
 
     from_source: let packages without wheels run their build scripts; only for requirements of one's own.
     source_packages: the packages that may do so anyway; antlr4's, since hydra-core, and so eval-protocol, needs its
-    4.9, of which there are no wheels.
+    4.9, of which there are no wheels. stopped: asked every now and then; once true the build ends, as failed.
     """
 
     folder: Path
@@ -85,6 +85,7 @@ class Builder:
     seconds: float = 600.0
     most_bytes: int = 4 << 30
     python: str = sys.executable
+    stopped: Callable[[], bool] = lambda: False
 
     def build(self, requirements: str, *, tell: Callable[[Build], None] = lambda _: None) -> Build:
         """The environment of a requirements.txt, from the cache or made now; never raises for what is in the text.
@@ -113,7 +114,7 @@ class Builder:
     def digest(self, lines: list[str]) -> str:
         """Of all that decides what is installed, as far as it is known before."""
         parts = [_VERSION, self.index_url or "", str(self.from_source), *self.source_packages]
-        parts += [platform.machine(), sys.version, self.python]
+        parts += [platform.machine(), sys.version, os.path.realpath(self.python)]  # python, python3: the same
         return hashlib.sha256("\0".join([*parts, *sorted(lines)]).encode()).hexdigest()[:32]
 
     def _make(self, lines: list[str], digest: str, place: Path, log: Path) -> Build:
@@ -162,6 +163,8 @@ class Builder:
                 pause = min(2.0, pause * 1.5)
             if time.monotonic() > deadline:
                 problem = f"the build took longer than {self.seconds:g} s"
+            elif self.stopped():
+                problem = "the build was stopped"
             elif _size(making) > self.most_bytes:
                 problem = f"the packages take more than {self.most_bytes:,} bytes"
         if problem:

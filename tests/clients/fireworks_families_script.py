@@ -128,8 +128,12 @@ async def evaluators(client: Any) -> dict[str, Any]:
     await done(client.evaluators.validate_upload(evaluator_id="mine", body={}))
     code = await done(client.evaluators.get_source_code_endpoint(evaluator_id="mine"))
     renamed = await done(client.evaluators.update(evaluator_id="mine", display_name="y"))
+    state = "BUILDING"
+    while state == "BUILDING":  # "abc" is no archive: it is refused at once
+        await asyncio.sleep(0.1)
+        state = (await done(client.evaluators.get(evaluator_id="mine"))).state
     seen = {
-        "state": (await done(client.evaluators.get(evaluator_id="mine"))).state, "renamed": renamed.display_name,
+        "state": state, "renamed": renamed.display_name,
         "source": fetched(code.filename_to_signed_urls["p.tar.gz"]).decode(),
         "log": await status_of(lambda: client.evaluators.get_build_log_endpoint(evaluator_id="mine")),
         "listed": len((await done(client.evaluators.list())).evaluators),

@@ -40,7 +40,7 @@ def test_every_family(
         "files": True, "gone": 404,
     }  # fmt: skip
     assert seen["evaluators"] == {
-        "state": "STATE_UNSPECIFIED", "renamed": "y", "source": "abc", "log": 400, "listed": 1,
+        "state": "BUILD_FAILED", "renamed": "y", "source": "abc", "log": 200, "listed": 1,
     }  # fmt: skip
     assert seen["jobs"] == {
         "name": "accounts/local/dpoJobs/pref", "dataset": "accounts/local/datasets/pairs", "stopping": True,

@@ -28,7 +28,8 @@ def test_the_tables_words_are_about_something() -> None:
 def test_standard_methods_are_told_from_behaviour() -> None:
     found = {row.operation.id: row.status for row in coverage.rows()}
     assert found["Gateway_GetDataset"] == "standard"
-    assert found["Gateway_CreateDataset"] == "behaviour"
+    assert found["Gateway_CreateModel"] == "behaviour"
+    assert found["Gateway_PrepareModel"] == "partial"
     assert found["Gateway_CreateDeployment"] == "refused"
     assert sum(coverage.totals(coverage.rows()).values()) == len(load().operations)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluating_kit import built, log_of, packed
 from tests.family_kit import ask, refused
 from tests.gateway_kit import A, opened, raw
 from trainer.gateway import evaluator_builds
@@ -42,21 +43,17 @@ def test_an_upload_as_eval_protocol_does_it(both: tuple[GatewayClient, Gateway])
     create(client)
     assert "no source" in refused(client, "POST", f"{URL}:validateUpload", {})[1]
     assert refused(client, "GET", f"{URL}:getSourceCodeSignedUrl")[0] == 400
-    upload(client, b"first")
-    found = ask(client, "GET", URL)
-    assert found["state"] == "STATE_UNSPECIFIED"
-    assert "cannot build" in found["status"]["message"]
-    assert source(client) == b"first"
+    assert "no log" in refused(client, "GET", f"{URL}:getBuildLogEndpoint")[1]
+    content = packed({"test_x.py": "def test_fn(messages, **kwargs): return 1.0\n"})
+    upload(client, content)
+    assert built(client, "test-x-test-fn")["state"] == "ACTIVE"
+    assert source(client) == content
     assert ask(client, "POST", f"{URL}:validateUpload", {}) == {}
     assert ask(client, "GET", f"{URL}/versions")["totalSize"] == 1
-    assert "no log" in refused(client, "GET", f"{URL}:getBuildLogEndpoint")[1]
+    assert "the evaluator loads" in log_of(client, "test-x-test-fn")
     name = "accounts/local/evaluators/test-x-test-fn"
-    evaluator_builds.settle(gateway, name, state="ACTIVE", log=b"built")
-    assert ask(client, "GET", URL)["state"] == "ACTIVE"
-    log = ask(client, "GET", f"{URL}:getBuildLogEndpoint")["buildLogSignedUri"]
-    assert raw(client, "GET", log).content == b"built"
     with pytest.raises(ValueError, match="state"):
-        evaluator_builds.settle(gateway, name, state="DONE")
+        evaluator_builds.settle(gateway, name, evaluator_builds.Outcome("DONE", ""))
     assert [one["name"] for one in ask(client, "GET", f"{A}/evaluators?filter=state=ACTIVE")["evaluators"]] == [name]
     assert ask(client, "DELETE", URL) == {}
     assert gateway.store.every("evaluatorSources") == []
@@ -115,7 +112,6 @@ def test_what_an_evaluator_may_be(both: tuple[GatewayClient, Gateway]) -> None:
     assert "displayName" in refused(client, "POST", url, {"evaluator": {"displayName": "x" * 64}})[1]
     github = {"source": {"githubRepositoryName": "a/b"}}
     assert refused(client, "POST", url, {"evaluator": github})[0] == 501
-    assert refused(client, "POST", f"{A}/evaluators:previewEvaluator", {"evaluator": {}, "sampleData": []})[0] == 501
     create(client)
     assert refused(client, "POST", url, {"evaluator": {}, "evaluatorId": "test-x-test-fn"})[0] == 409
     assert refused(client, "PATCH", f"{URL}?updateMask=entryPoint", {"entryPoint": "nowhere"})[0] == 400

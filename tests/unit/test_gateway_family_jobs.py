@@ -10,14 +10,16 @@ import sqlalchemy as sa
 
 from tests.family_kit import ask, refused
 from tests.gateway_kit import A, opened, raw, write_rows
-from trainer.gateway import evaluator_builds, job_families
+from trainer.gateway import evaluator_builds, job_families, jobstate
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError
+from trainer.gateway.evaluator_builds import Outcome
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.job_families import FAMILIES
 from trainer.gateway.resources import jobs
 from trainer.gateway.store import Resource
+from trainer.jobs import JobState
 
 ALL = sorted(FAMILIES)
 LONG = [name for name in ALL if f"Gateway_Cancel{FAMILIES[name].singular[0].upper()}{FAMILIES[name].singular[1:]}" in
@@ -109,7 +111,9 @@ def test_cancel_and_resume(both: tuple[GatewayClient, Gateway], collection: str)
     placed(gateway, collection, "RUNNING", run={"folder": "x", "active": True})
     assert ask(client, "POST", f"{url}:cancel", {}) == {}
     assert ask(client, "GET", url)["state"] == "JOB_STATE_CANCELLING"
-    placed(gateway, collection, "COMPLETED")
+    completed = placed(gateway, collection, "COMPLETED")
+    assert (JobState.PENDING in jobstate.possible(completed)) == (collection == "rlorTrainerJobs")
+    assert not jobstate.possible(completed) - {JobState.PENDING, JobState.DELETING, JobState.DELETED}
     if collection == "rlorTrainerJobs":  # its client takes up a trainer that has finished
         assert ask(client, "POST", f"{url}:resume", {})["state"] == "JOB_STATE_PENDING"
     else:
@@ -207,7 +211,7 @@ def test_an_evaluation_that_its_client_has_run(both: tuple[GatewayClient, Gatewa
     assert json.loads(made["outputStats"]) == {"rows": 3, "score": 0.5}
     assert refused(client, "POST", f"{A}/evaluationJobs", {"evaluationJob": job, "evaluationJobId": "e-job"})[0] == 409
     job["outputDataset"] = "accounts/local/datasets/none"
-    assert refused(client, "POST", f"{A}/evaluationJobs", {"evaluationJob": job})[0] == 501
+    assert refused(client, "POST", f"{A}/evaluationJobs", {"evaluationJob": job})[0] == 404
 
 
 def test_inputs_of_a_job_are_kept_from_deletion(both: tuple[GatewayClient, Gateway]) -> None:
@@ -237,7 +241,7 @@ def test_what_a_reinforcement_job_needs(both: tuple[GatewayClient, Gateway]) -> 
     ask(client, "POST", f"{A}/evaluatorsV2", {"evaluator": {}, "evaluatorId": "e"})
     with pytest.raises(GatewayError, match="STATE_UNSPECIFIED, not ACTIVE"):
         read(body)
-    evaluator_builds.settle(gateway, "accounts/local/evaluators/e", state="ACTIVE")
+    evaluator_builds.settle(gateway, "accounts/local/evaluators/e", Outcome("ACTIVE", "built"))
     found = read({**body, "wandbConfig": {"enabled": True, "apiKey": "planted"}})
     assert found == {
         "dataset": "accounts/local/datasets/rows", "evaluator": "accounts/local/evaluators/e",

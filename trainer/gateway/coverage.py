@@ -16,13 +16,19 @@ from trainer.gateway.resources.table import OPERATIONS
 
 STATUSES = ("standard", "behaviour", "partial", "refused")
 
+_BUCKETS = "awsS3Config and azureBlobStorageConfig are refused"
 # Operation -> what is missing.
 PARTIAL: dict[str, str] = {
-    "Gateway_CreateDpoJob": "methods that have no worker yet are refused at create",
+    "Gateway_CreateDataset": "externalUrl only where no credentials are needed",
+    "Gateway_ImportModel": "awsS3Source by keys and azureBlobSource by SAS, not by roles or federated identities",
+    "Gateway_PrepareModel": "precisions FP16 and BF16 only",
+    "Gateway_CreateSupervisedFineTuningJob": f"mtp*, isTurbo, nodes above 1, {_BUCKETS}",
+    "Gateway_CreateDpoJob": f"methods DPO and ORPO only; {_BUCKETS}",
     "Gateway_CreateReinforcementFineTuningJob": "refused at create until there is a worker",
     "Gateway_CreateRlorTrainerJob": "refused at create until there is a worker",
     "Gateway_CreateTrainingSessionJob": "refused at create until there is a worker",
     "Gateway_CreateTrainingSession": "refused at create until there is a worker",
+    "Gateway_CreateEvaluationJob": "awsS3Config is refused",
     "Gateway_CreateBatchInferenceJob": "refused at create until there is a worker",
     "Gateway_UpdateUser": "role custom and permissionPreset are not there",
     "Gateway_CreateUser": "role custom and permissionPreset are not there",
@@ -54,12 +60,9 @@ REFUSED: dict[str, str] = {
     "identityProviders": _HOSTED,
     "policySettings": _HOSTED,
     "pricingPlans": _HOSTED,
-    "evaluations": "older than evaluators and evaluationJobs, which take its place",
-    "evaluators": "evaluators are not here yet",
-    "accounts": "evaluators are not here yet",  # :testeval
     "rlorTrainerJobs": "there is no worker for its steps yet",
     "trainingSessionJobs": "there is no worker for its steps yet",
-    "models": "not implemented yet",
+    "models": _SERVING,  # :deploy of a version
     "users": "the contract's path cannot be told from the list of a user's keys",
 }
 _BEGIN, _END = "<!-- coverage: begin -->", "<!-- coverage: end -->"

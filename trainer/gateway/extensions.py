@@ -48,6 +48,15 @@ def _trained(collection: str, param: str, *, word: str, schema: str) -> dict[str
     }
 
 
+def _evaluated() -> dict[str, dict[str, Any]]:
+    """What other long jobs have and evaluation jobs lack in the contract."""
+    job = "/v1/accounts/{account_id}/evaluationJobs/{evaluation_job_id}"
+    return {
+        f"{job}:cancel": {"post": _operation("Trainer_CancelEvaluationJob")},
+        f"{job}:resume": {"post": _operation("Trainer_ResumeEvaluationJob", response="gatewayEvaluationJob")},
+    }
+
+
 def _report(schema: str) -> dict[str, Any]:
     return {
         "type": "object",
@@ -60,6 +69,7 @@ _OPERATION = "/v1/accounts/{account_id}/operations/{operation_id}"
 PATHS: dict[str, dict[str, Any]] = {
     **_trained("supervisedFineTuningJobs", "supervised_fine_tuning_job_id", word="Job", schema="trainerReportBody"),
     **_trained("dpoJobs", "dpo_job_id", word="DpoJob", schema="trainerReportDpoBody"),
+    **_evaluated(),
     "/v1/accounts/{account_id}/operations": {
         "get": _operation("Trainer_ListOperations", response="trainerListOperationsResponse", query=_LIST)
     },
@@ -68,6 +78,17 @@ PATHS: dict[str, dict[str, Any]] = {
         "delete": _operation("Trainer_DeleteOperation"),
     },
     f"{_OPERATION}:cancel": {"post": _operation("Trainer_CancelOperation")},
+}
+
+# Schema of the contract -> fields that it has here besides, or reads in another way.
+FIELDS: dict[str, dict[str, dict[str, Any]]] = {
+    "gatewayEvaluationJob": {
+        "model": {"type": "string", "description": "Answers the rows that have no answer."},
+        "inferenceParameters": _ref("gatewayReinforcementFineTuningJobInferenceParameters"),
+        "maxInvalidFraction": {"type": "number", "format": "double", "description": "Rows without a usable score."},
+    },
+    # With its name, which is read-only elsewhere: here it says which evaluator is meant.
+    "GatewayPreviewEvaluatorBody": {"evaluator": {"type": "object"}},
 }
 
 SCHEMAS: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from trainer.gateway.contract import Contract, Operation, load
 from trainer.gateway.errors import GatewayError, invalid, not_found
+from trainer.gateway.evaluator_builds import Builds
 from trainer.gateway.files import FileStore
 from trainer.gateway.operations import Operations
 from trainer.gateway.principal import LOCAL_ACCOUNT, OWNER, PUBLIC_ACCOUNT, Principal, current
@@ -43,10 +44,12 @@ class Gateway:
         self.store = Store(self.folder)
         self.files = FileStore(self.folder)
         self.operations = Operations(self.store)
+        self.builds = Builds(self)
 
     def close(self) -> None:
         """End the work of long-running operations and close the records; the object is of no use afterwards."""
         self.operations.close()
+        self.builds.close()
         self.store.close()
 
     def inside(self, path: Path) -> bool:

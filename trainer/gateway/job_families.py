@@ -2,8 +2,8 @@
 
 A family says where its records keep what all jobs have: inputs, the output model, training settings (flat in a
 supervised job, under `trainingConfig` elsewhere). Whatever handles jobs asks here and does not know the kinds. A kind
-that `trainer.jobs.JOB_KINDS` has not is one that nothing here can run yet: its records have their whole life, but none
-is created.
+that `trainer.jobs.JOB_KINDS` has not is one that nothing here can train yet: its records have their whole life, but
+none is created. Evaluation jobs train nothing and have a worker of their own (`trainer.evaluation_worker`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from trainer.evaluation_run import EvaluationRun
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.store import Resource, Transaction, body_value, resources
-from trainer.jobs import JOB_KINDS, RESUMABLE, JobState, SupervisedFineTuningJob
+from trainer.jobs import JOB_KINDS, RESUMABLE, Job, JobState
 
 CHAT_ROWS = frozenset({"CHAT", "COMPLETION"})
 PREFERENCE_ROWS = frozenset({"PREFERENCE"})  # `private["rows"]` has the word, which the contract lacks
 PROMPT_ROWS = frozenset({"RL", "CHAT"})
 ANY_ROWS = frozenset({"CHAT", "COMPLETION", "RL", "PREFERENCE"})
+# Fields that this gateway keeps in every job, and that some kinds' schemas lack.
+OURS = frozenset({"createTime", "updateTime", "completedTime", "createdBy", "jobProgress", "status", "state"})
 GOING = tuple(str(state) for state in JobState if not state.terminal)
 
 
@@ -57,7 +60,7 @@ class JobFamily:
     @property
     def runnable(self) -> bool:
         """True when there is a worker for such jobs."""
-        return self.kind in JOB_KINDS
+        return self.kind in JOB_KINDS or self.kind == EvaluationRun.kind
 
     def setting(self, name: str) -> str:
         """The dotted path of the training setting `name`."""
@@ -102,7 +105,8 @@ FAMILIES: dict[str, JobFamily] = {
         ),
         JobFamily(
             "evaluation", "evaluationJobs", "evaluationJob", "gatewayEvaluationJob", "evaluation_job_id",
-            (Input("evaluator", "evaluators"), Input("inputDataset", "datasets")), settings=None, output=False,
+            (Input("evaluator", "evaluators"), Input("inputDataset", "datasets"), Input("model", "models")),
+            settings=None, output=False,
         ),
         JobFamily(
             "batch_inference", "batchInferenceJobs", "batchInferenceJob", "gatewayBatchInferenceJob",
@@ -158,7 +162,7 @@ def with_output_model(job: Resource, name: str) -> Resource:
     return job.changed(with_value(job.body, family_of(job).setting("outputModel"), name))
 
 
-def typed(gateway: Gateway, job: Resource) -> SupervisedFineTuningJob:
+def typed(gateway: Gateway, job: Resource) -> Job:
     """The job that a record holds, as its kind's model has it; secrets are not in it.
 
     Raises pydantic's ValidationError where the record is not a job that can be run.
@@ -167,6 +171,12 @@ def typed(gateway: Gateway, job: Resource) -> SupervisedFineTuningJob:
     written = gateway.contract.read(family.schema, job.body).value
     known = without_empty(gateway.contract.known(family.schema, written))
     return JOB_KINDS[family.kind].model.model_validate(known)
+
+
+def unknown_fields(gateway: Gateway, job: Resource) -> list[str]:
+    """Paths of what the client has sent and the contract does not know: kept and shown, never acted on."""
+    found = gateway.contract.read(family_of(job).schema, job.body).unknown
+    return sorted(path for path in found if path not in OURS)
 
 
 def without_empty(body: dict[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def update(call: Call) -> dict[str, Any]:
         _check(evaluator.body)
     if call.query.get("prepareCodeUpload"):
         with call.gateway.store.transaction() as transaction:
-            evaluator = transaction.save(evaluator.changed({"status": _WAITING}, {"pending": None}))
+            found = transaction.get(evaluator.name)  # a build may have ended meanwhile
+            evaluator = transaction.save(found.changed({"status": _WAITING}, {"pending": None}))
     elif any(evaluator.body.get(key) != old.body.get(key) for key in _REBUILD) and _has_code(evaluator):
         evaluator = _revised(call, evaluator)
     return FAMILY.answer(call, evaluator)
@@ -216,7 +217,7 @@ def _revised(call: Call, evaluator: Resource) -> Resource:
                 private={"source": evaluator.private.get("source")},
             )
         )  # fmt: skip
-    return evaluator_builds.begin(call.gateway, evaluator)
+    return evaluator_builds.begin(call.gateway, evaluator, version=f"v{number}")
 
 
 def _version(call: Call) -> Resource:
