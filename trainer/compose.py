@@ -24,9 +24,10 @@ from pydantic import BaseModel, ValidationError
 
 from trainer import __version__, provenance
 from trainer.errors import UsageError
-from trainer.jobs import JOB_KINDS, DpoJob, Job
+from trainer.jobs import JOB_KINDS, DpoJob, Job, LossMethod
 from trainer.objectives import objective_of
-from trainer.provenance import COMPUTED, DEFAULT, TYPED, WIRE, Layer
+from trainer.presets import OBJECTIVES, SETTINGS, settings_for
+from trainer.provenance import COMPUTED, DEFAULT, PRESET, TYPED, WIRE, Layer
 from trainer.runs import (
     DataSettings,
     EngineSettings,
@@ -74,6 +75,7 @@ class Composed(BaseModel):
     overrides: list[str]
     notes: list[str]
     sources: dict[str, str]
+    preset: str | None = None  # an objective asked for by name, whose settings are filled in
 
     def spec(self, run_id: str, inputs: Inputs, *, created: str) -> RunSpec:
         """The run's description, once its inputs are known."""
@@ -86,6 +88,7 @@ class Composed(BaseModel):
                 sources[ours] = sources[theirs]
         sources |= provenance.of_hyper(self.job, lora, sources)
         sources |= {key: COMPUTED for key, _ in provenance.leaves({"inputs": inputs})}
+        sources.pop("objective", None)
         for key, _ in provenance.leaves({"objective": objective}):
             sources[key] = self.sources.get(_CONSTANTS_FROM.get(key, ""), DEFAULT)
         return RunSpec(
@@ -97,7 +100,8 @@ class Composed(BaseModel):
     @property
     def objective(self) -> dict[str, Any]:
         """What the job trains, expanded. Raises `ValueError` where its settings do not fit its method."""
-        return objective_of(self.job, **self.train.dpo.model_dump())
+        expanded = objective_of(self.job, **self.train.dpo.model_dump())
+        return {**expanded, "preset": self.preset} if self.preset else expanded
 
 
 _FROM_JOB = {  # the adapter's settings that a job may have
@@ -112,6 +116,7 @@ _CONSTANTS_FROM = {
     "objective.constants.label_smoothing": "train.dpo.label_smoothing",
     "objective.name": "train.dpo.loss",
     "objective.method": "job.loss_config.method",
+    "objective.preset": "objective",
 }
 
 
@@ -125,6 +130,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     if notes:
         origins["job.evaluation_dataset" if "evaluation_dataset" in config["job"] else "data.evaluation"] = COMPUTED
     problems: list[str] = []
+    notes += _fill_in_preset(config, origins, problems=problems)
     checked: dict[str, Any] = {}
     for name, model in _SETTINGS.items():
         values = _data_of(config) if name == "data" else config[name]
@@ -144,10 +150,11 @@ def compose(overrides: Sequence[str]) -> Composed:
     if problems:
         raise ConfigError("\n".join(problems))
     origins = {key.replace(".orpo.lambda", ".orpo.lambda_"): name for key, name in origins.items()}
-    sources = provenance.of_settings({"kind": config["kind"], **checked}, origins)
+    named = {"objective": config["objective"]} if config["objective"] else {}
+    sources = provenance.of_settings({"kind": config["kind"], **named, **checked}, origins)
     return Composed(
         kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
-        overrides=list(overrides), notes=notes, sources=sources, **checked,
+        overrides=list(overrides), notes=notes, sources=sources, preset=config["objective"], **checked,
     )  # fmt: skip
 
 
@@ -158,6 +165,51 @@ def _started(words: list[str]) -> list[str]:
     keys = {word.lstrip("+").partition("=")[0] for word in words}
     job = next((word.partition("=")[2] for word in words if word.startswith("job=")), "")
     return [f"experiment={job}", *words] if job in _SHIPPED_JOBS and not keys & _NAMES_ROWS else words
+
+
+def _fill_in_preset(config: dict[str, Any], origins: dict[str, str], *, problems: list[str]) -> list[str]:
+    """Set what an objective asked for by name stands for, over files but not over typed words; returns notes."""
+    name, method = config["objective"], _method(config)
+    if name is None or method not in SETTINGS:  # a method that no job has is refused with the job
+        return []
+    notes = []
+    try:
+        settings = settings_for(str(name), method)
+    except ValueError as error:
+        problems.append(str(error))
+        return []
+    for key, value in settings.items():
+        place, last = _place_of(key, config)
+        had, origin = place.get(last), origins.get(key, DEFAULT)
+        if had not in (None, value) and origin.startswith(TYPED):
+            problems.append(f"{key}: {had} was typed, and objective={name} is {value}; leave one of them out")
+        elif had not in (None, value):
+            notes.append(f"note: {key} is {value}, as objective={name} has it, and not {had} as in {origin}")
+        place[last], origins[key] = value, f"{PRESET}{name}"
+    remarks = OBJECTIVES[str(name)].also
+    return [*notes, *(f"note: {name}, beside its objective: {remark}; not so here" for remark in remarks)]
+
+
+def _method(config: dict[str, Any]) -> str:
+    """The method of the job, in small letters: sft, dpo, orpo."""
+    if config["kind"] != "dpo":
+        return config["kind"]
+    loss = config["job"].get("loss_config")
+    asked = loss.get("method") if isinstance(loss, dict) else None
+    return "dpo" if asked in (None, LossMethod.UNSPECIFIED) else str(asked).lower()
+
+
+def _place_of(key: str, config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The group in which `key` stands, made where it was left out, and its last part."""
+    *groups, last = key.split(".")
+    place = config
+    for part in groups:
+        if place.get(part) is None:
+            place[part] = {}
+        if not isinstance(place[part], dict):
+            return {}, last  # what stands there is refused where it is checked
+        place = place[part]
+    return place, last
 
 
 def _data_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a method's name means: here, and to those who use the same name for something else.
 
 `OBJECTIVES["grpo"]` is ours, `OBJECTIVES["grpo@trl"]` is what TRL trains by default under that name, in the same words:
-the two can be compared line by line (`differences`), and a job can ask for a peer's definition.
+the two can be compared line by line (`differences`), and a job can ask for a peer's definition (`settings_for`).
 Where a peer does something that no constant of ours expresses, `also` says it, and `exact` is False.
 
 Read in the source of: TRL 1.16.0; verl at 1dda039b (2026-08); tinker-cookbook at 9dfcc3a2 (2026-08); the Fireworks
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.loss_specs import described
+from trainer.loss_specs import described, filled
 
 _GROUP_STD = "(R - group mean) / (sample std of the group + 1e-4)"
 _CENTRED = "R - group mean, not divided by the std"
@@ -157,6 +157,62 @@ def find_objective(name: str) -> Objective:
 def peers(method: str) -> dict[str, Objective]:
     """What others call `method`, by their name."""
     return {name.split("@")[1]: one for name, one in OBJECTIVES.items() if name.startswith(method + "@")}
+
+
+_OF_DPO = {
+    "beta": "job.loss_config.dpo.beta",
+    "nll_weight": "train.dpo.nll_weight",
+    "label_smoothing": "train.dpo.label_smoothing",
+}
+SETTINGS: dict[str, dict[str, str]] = {  # by which of a job's settings each constant of its method's loss is set
+    "sft": {},
+    "dpo": _OF_DPO,
+    "orpo": {"orpo_lambda": "job.loss_config.orpo.lambda"},
+}
+_BEYOND_CONSTANTS = ("divided by", "ratio to", "advantage", "correction")
+
+
+def settings_for(name: str, method: str) -> dict[str, Any]:
+    """The settings, by dotted key, with which a job of `method` (a key of `SETTINGS`) trains the objective `name`.
+
+    Raises `ValueError` for a name that is not known, is of another method, or says what no setting expresses.
+    """
+    asked = find_objective(name)
+    theirs = name.partition("@")[0]
+    if theirs != method:
+        learns = "" if theirs in SETTINGS else ", which learns from rewards"
+        raise ValueError(
+            f"objective: {name} is of method {theirs}{learns}, and this job's method is {method}; choose from "
+            f"{', '.join(_settable(method))}, or another job (python -m trainer explain {name} says what it is)"
+        )
+    wanted = _wanted(asked, method)
+    if beyond := _beyond_settings(asked, method):
+        usual = filled(OBJECTIVES[method].loss, OBJECTIVES[method].constants)
+        words = " ".join(f"{key}={value:g}" for constant, key in SETTINGS[method].items()
+                         if (value := wanted[key]) != usual[constant])  # fmt: skip
+        raise ValueError(
+            f"objective: {name} cannot be had whole here: {'; '.join(beyond)}. Leave objective unset"
+            f"{f' and type {words} for the rest of it' if words else ''}, or choose from {', '.join(_settable(method))}"
+        )
+    return wanted
+
+
+def _wanted(asked: Objective, method: str) -> dict[str, Any]:
+    values = filled(asked.loss, asked.constants)
+    wanted: dict[str, Any] = {key: values[constant] for constant, key in SETTINGS[method].items()}
+    return {"train.dpo.loss": asked.loss, **wanted} if method == "dpo" else wanted
+
+
+def _settable(method: str) -> list[str]:
+    same = [name for name in OBJECTIVES if name.partition("@")[0] == method]
+    return [name for name in same if not _beyond_settings(OBJECTIVES[name], method)]
+
+
+def _beyond_settings(asked: Objective, method: str) -> list[str]:
+    """What of an objective no setting of a job of its method expresses, in words; of an exact one nothing."""
+    ours, theirs = OBJECTIVES[method].expanded(), asked.expanded()
+    found = [f"{key} {theirs[key]}, here {ours[key]}" for key in _BEYOND_CONSTANTS if theirs[key] != ours[key]]
+    return [*found, *asked.also] if found or not asked.exact else []
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

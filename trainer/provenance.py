@@ -1,4 +1,4 @@
-"""Where each value of a configuration came from: typed, a file of configs/, the job on the wire, or trainer itself.
+"""Where each value of a configuration came from: typed, a file of configs/, an objective's name, the wire, or trainer.
 
 The one decision: nothing is guessed by comparing values. The files that were merged, in Hydra's own order, and then
 what was typed, are laid over each other, and the last one that mentions a key is where its value came from. A key
@@ -21,6 +21,7 @@ TYPED = "typed"
 DEFAULT = "trainer default"
 COMPUTED = "computed"
 WIRE = "job (wire)"
+PRESET = "objective="  # and the name of the objective that was asked for
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")  # one plain reference and nothing else; ${shipped:...} is none
 

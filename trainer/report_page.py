@@ -33,15 +33,28 @@ REPORT = "report.html"
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 _TEMPLATE = Path(__file__).with_suffix(".jinja")
-_CHARTS = (
-    ("Training loss", "loss", "nats per trained token"),
-    ("Held-out loss", "eval/loss", "nats per trained token"),
+_PER_TOKEN, _PER_PAIR = "nats per trained token", "mean over pairs"
+_CHARTS = (  # of these a run has those that its kind logs; losses are told in the unit of their kind
+    ("Training loss", "loss", ""),
+    ("Held-out loss", "eval/loss", ""),
+    ("Held-out preference", "eval/preference", "share of pairs, chosen answer likelier"),
     ("Held-out exact match", "eval/exact_match", "share of the scored rows"),
+    ("Margin", "margin", "chosen less rejected reward"),
+    ("Log odds ratio", "log_odds", _PER_PAIR),
+    ("Accuracy", "accuracy", "share of pairs told apart as wanted"),
+    ("Chosen reward", "chosen_reward", _PER_PAIR),
+    ("Rejected reward", "rejected_reward", _PER_PAIR),
+    ("Log-prob of chosen answers", "chosen_logprob", "nats, whole answer"),
+    ("Log-prob of rejected answers", "rejected_logprob", "nats, whole answer"),
+    ("Distance from the reference", "kl_k3", "k3 on chosen answers, nats per token"),
     ("Learning rate", "learning_rate", "rate"),
     ("Gradient norm", "grad_norm", "norm before clipping"),
     ("Speed", "perf/tokens_per_second", "tokens per second"),
 )
-_BEST = {"eval/loss": min, "eval/exact_match": max}  # marked on these curves; of equal ones the first
+_BEST = {  # marked on these curves; of equal ones the first
+    "eval/loss": min, "eval/exact_match": max, "eval/preference": max,
+}  # fmt: skip
+_CHOSEN = (provenance.TYPED, provenance.WIRE, provenance.PRESET, "configs/experiment/")
 _FIRST_SAMPLES, _MOST_SAMPLES = 6, 200
 _VALUE_CHARS = 2_000
 _TREE_ROWS = 200
@@ -102,7 +115,7 @@ def render(files: RunFiles) -> str:
 
 def _heading(files: RunFiles) -> dict[str, Any]:
     one, spec = files.history, files.spec
-    rank = spec.hyper.lora_rank
+    rank, kind = spec.hyper.lora_rank, str(spec.objective.get("method", spec.kind)).lower()
     method = "all parameters" if rank == 0 else f"LoRA rank {rank}" if rank else "LoRA, of the adapter started from"
     return {
         "id": spec.id,
@@ -110,7 +123,7 @@ def _heading(files: RunFiles) -> dict[str, Any]:
         "tone": "warn" if one.interrupted else _TONES.get(one.state, ""),
         "message": one.message,
         "percent": one.percent,
-        "what": f"{spec.kind} of {spec.model.name} ({method}) on {spec.job.dataset}; described {spec.created}",
+        "what": f"{kind} of {spec.model.name} ({method}) on {spec.job.dataset}; described {spec.created}",
     }
 
 
@@ -121,7 +134,10 @@ def _numbers(files: RunFiles) -> list[dict[str, str]]:
     if shares:
         rows = len(next(iter(files.samples[when] for when in shares)))
         found.append(("Exact match", " → ".join(shares.values()), f"{' → '.join(shares)}, of {rows} held-out rows"))
-    held_out, loss = files.series["eval/loss"], files.series["loss"]
+    held_out, loss, preference = (files.series[name] for name in ("eval/loss", "loss", "eval/preference"))
+    if preference:
+        ends = " → ".join(f"{preference[step]:.1%}" for step in (min(preference), max(preference)))
+        found.append(("Held-out preference", ends, "of the held-out pairs have the chosen answer as the likelier one"))
     if held_out:
         best = min(held_out, key=lambda step: held_out[step])
         first, last = held_out[min(held_out)], held_out[max(held_out)]
@@ -162,12 +178,13 @@ def _samples(files: RunFiles) -> dict[str, Any]:
 
 def _charts(files: RunFiles) -> list[Chart]:
     drawn = []
+    loss_unit = _PER_PAIR if files.spec.objective.get("pairs") else _PER_TOKEN
     for title, name, unit in _CHARTS:
         points = [(float(step), value) for step, value in sorted(files.series[name].items())]
         finite = [point for point in points if math.isfinite(point[1])]
         choose = _BEST.get(name)
         best = choose(finite, key=lambda point: point[1]) if choose and finite else None
-        chart = line_chart(title, points, unit=unit, best=best)
+        chart = line_chart(title, points, unit=unit or loss_unit, best=best)
         drawn += [chart] if chart else []
     return drawn
 
@@ -200,7 +217,7 @@ def _settings(files: RunFiles) -> list[dict[str, Any]]:
     rows = []
     for key, value in provenance.leaves(document):
         source = spec.sources.get(key, "not recorded" if not spec.sources else provenance.DEFAULT)
-        chosen = source.startswith((provenance.TYPED, provenance.WIRE, "configs/experiment/"))
+        chosen = source.startswith(_CHOSEN)
         rows.append({"key": _breakable(key), "value": _plain(value), "source": source, "chosen": chosen})
     return rows
 

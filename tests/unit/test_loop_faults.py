@@ -26,8 +26,8 @@ from trainer.engine.base import AdamParams
 from trainer.engine.local import LocalEngine
 from trainer.engine.toy import ToyEngine
 from trainer.finite import NotFinite
-from trainer.loops.training import NonFinite
 from trainer.loops.stop import Stop
+from trainer.loops.training import NonFinite
 
 EVERY = {"checkpoint_every_steps": 2, "evaluate_every_steps": 3}
 

@@ -12,9 +12,11 @@ from tests.run_folder import HOSTILE, described, journal, lines
 from trainer import checkpoints
 from trainer.beside import beside
 from trainer.commands import show
+from trainer.compose import compose
 from trainer.errors import UsageError
 from trainer.jobs import JobState
 from trainer.report_page import CSP, write_report
+from trainer.runs import Inputs, RowSource
 
 
 class Tags(HTMLParser):
@@ -101,6 +103,56 @@ def test_the_curves_are_drawn_with_names(run):
     names = [str(one["aria-label"]).partition(".")[0] for one in drawn]
     assert names == ["Training loss", "Held-out loss", "Learning rate", "Gradient norm", "Speed"]
     assert {one["role"] for one in drawn} == {"img"}
+
+
+def charts(folder) -> dict[str, str]:
+    """Each chart's name, with what is said of it."""
+    told = [str(attributes["aria-label"]) for tag, attributes in Tags(page(folder)).tags if tag == "svg"]
+    return dict(label.split(". ", 1) for label in told)
+
+
+def preference_run(top, job: str, **logged: float):
+    """The folder of a finished preference run of two steps, whose steps log `logged` too."""
+    inputs = Inputs(base_model=str(top / "base"), train=RowSource(name="pairs", path=str(top / "rows.jsonl")))
+    folder = top / job
+    compose([f"job={job}", "gateway=off", "train.seed=1"]).spec("run", inputs, created="now").save(folder)
+    journal(folder, JobState.VALIDATING, JobState.RUNNING, JobState.COMPLETED)
+    step = {"loss": 0.5, "preference": 0.75, "accuracy": 0.75, "learning_rate": 0.1, "grad_norm": 1.0, **logged}
+    held_out = [{"step": 0, "eval/loss": 0.7, "eval/preference": 0.46}, {"step": 2, "eval/loss": 0.2}]
+    held_out[1]["eval/preference"] = 0.995
+    lines(folder / "metrics.jsonl", [held_out[0], {"step": 1, **step}, {"step": 2, **step}, held_out[1]])
+    return folder
+
+
+def test_a_dpo_run_has_its_curves_in_units_of_pairs(run):
+    rewards = {"margin": 3.0, "chosen_reward": 2.0, "rejected_reward": -1.0, "kl_k3": 0.25}
+    folder = preference_run(run.parent, "dpo", **rewards, chosen_logprob=-5.0, rejected_logprob=-9.0)
+    drawn = charts(folder)
+    assert list(drawn) == [
+        "Training loss", "Held-out loss", "Held-out preference", "Margin", "Accuracy", "Chosen reward",
+        "Rejected reward", "Log-prob of chosen answers", "Log-prob of rejected answers", "Distance from the reference",
+        "Learning rate", "Gradient norm",
+    ]  # fmt: skip
+    assert "0.5 at first, 0.5 at last (mean over pairs)" in drawn["Training loss"]
+    assert "Best: 0.995 at step 2" in drawn["Held-out preference"] and "Best: 0.2 at step 2" in drawn["Held-out loss"]
+    assert "3 at first" in drawn["Margin"] and "-9 at first" in drawn["Log-prob of rejected answers"]
+    text = Tags(page(folder)).text
+    assert "46.0% → 99.5%" in text and "dpo of accounts/local/models/tiny" in text
+    assert "nats per trained token" not in text
+
+
+def test_an_orpo_run_has_odds_and_no_rewards(run):
+    folder = preference_run(run.parent, "orpo", log_odds=1.5)
+    drawn = charts(folder)
+    assert "1.5 at first" in drawn["Log odds ratio"] and not {"Margin", "Chosen reward"} & set(drawn)
+    assert "orpo of accounts/local/models/tiny" in Tags(page(folder)).text
+
+
+def test_a_supervised_runs_losses_are_per_token(run):
+    finished(run)
+    drawn = charts(run)
+    assert "(nats per trained token)" in drawn["Training loss"] and "(nats per trained token)" in drawn["Held-out loss"]
+    assert "pairs" not in Tags(page(run)).text and "sft of toy" in Tags(page(run)).text
 
 
 def test_hostile_text_is_text(run):
