@@ -104,7 +104,7 @@ def learn(model: str, **loss: float) -> None:
         for batch in step:
             data = datums_of(pairs[row] for row in batch)
             figures.add(data, engine.forward_backward(model, data, loss="dpo", loss_config=loss))
-        rate = learning_rate(number, len(plan), peak=3e-3, warmup=5, kind="cosine", min_ratio=0.1)
+        rate = learning_rate(number, len(plan), peak=2e-3, warmup=5, kind="cosine", min_ratio=0.1)
         engine.optim_step(model, AdamParams(rate, max_grad_norm=1.0), denominator=figures.pairs)
         if number in (1, 20, 40, len(plan)):
             now = figures.values()
