@@ -3,7 +3,8 @@
 Every arm is a process of its own that builds its model once, goes through the reference pass, and then waits; the
 parent lets one arm at a time work through a round of pairs, so that the machine's moods fall on all of them. The first
 round is a warm-up. Arms: TRL with micro-batches of 4, 8 and 16 pairs, and ours: LocalEngine through the steps of
-`trainer/loops/preference.py`. The reference pass is not in the times.
+`trainer/loops/preference.py`, once with a pair's common prompt computed once (as it is) and once twice. The reference
+pass is not in the times.
 
 With `--parity N` nothing is timed: both train the same pairs in the same order for N steps, in fp32 and from the same
 weights, and the exit status is 1 unless the losses of every step agree to 1e-4.
@@ -41,8 +42,8 @@ PROMPT, ANSWER = (20, 200), (10, 200)  # tokens, from and to
 
 @dataclass(frozen=True)
 class Task:
-    """What a child is told. `micro`: pairs in TRL's micro-batch, 0 = ours. `steps` in a round; `parity`: train so many
-    steps in one batch each, and tell the losses."""
+    """What a child is told. `micro`: pairs in TRL's micro-batch, 0 = ours, `share` its prompts or compute them twice.
+    `steps` in a round; `parity`: train so many steps in one batch each, and tell the losses."""
 
     micro: int
     rank: int
@@ -51,11 +52,14 @@ class Task:
     base: str
     adapter: str
     parity: int = 0
+    share: bool = True
 
     @property
     def label(self) -> str:
         """For tables."""
-        return f"trl, {self.micro} pairs" if self.micro else "ours"
+        if self.micro:
+            return f"trl, {self.micro} pairs"
+        return "ours" if self.share else "ours, prompts twice"
 
     @property
     def pairs(self) -> int:
@@ -128,6 +132,8 @@ def run_ours(task: Task) -> None:
         return from_row(ids, np.arange(len(ids)) >= len(prompt))
 
     engine = LocalEngine(task.base, EngineSettings(device="cpu", threads=1))
+    if not task.share:
+        engine._share = 0
     engine.create_model("m", lora=None, warm_start=Path(task.adapter) if task.rank else None)
     pairs = [Pair(datum(p, c), datum(p, r)) for p, c, r in make_pairs(task.pairs)]
     data = datums_of(pairs)
@@ -376,7 +382,9 @@ def main() -> int:
             task = prepare(Path(folder), rank, steps=options.steps, rounds=options.rounds)
             worst = max(worst, check_parity(task, options.parity or 3))
             if not options.parity and worst <= AGREE:
-                records = measure([task, *(replace(task, micro=micro) for micro in (4, 8, 16))])
+                records = measure(
+                    [task, replace(task, share=False), *(replace(task, micro=micro) for micro in (4, 8, 16))]
+                )
                 report["ranks"][rank] = records
                 print(f"\n{'all parameters' if not rank else f'LoRA rank {rank}'}\n{table(records)}\n", flush=True)
     if options.out:

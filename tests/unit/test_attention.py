@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conformance.tiny_models import ARCHITECTURES, VOCABULARY, make_model
 from trainer.data.datum import Datum
-from trainer.engine.attention import Rows, packed_attention
+from trainer.engine.attention import Rows, _row_by_row, packed, packed_attention, packed_mask
 from trainer.engine.base import LoraSpec
+from trainer.engine.causal import Causal, Run
 from trainer.engine.local import LocalEngine
 from trainer.runs import EngineSettings
 
@@ -113,7 +114,35 @@ def test_gradient_checkpointing_changes_nothing(folder: Path) -> None:
 
 
 def test_adjacent_rows_of_one_length_are_one_run() -> None:
-    assert Rows((3, 3, 5, 3), torch.device("cpu")).runs() == [(2, 3), (1, 5), (1, 3)]
+    assert Rows((3, 3, 5, 3), torch.device("cpu")).runs() == [Run(2, 3), Run(1, 5), Run(1, 3)]
+
+
+def test_rows_that_share_are_runs_where_as_much_is_shared() -> None:
+    nothing, first, other, third = range(0), range(2), range(5, 7), range(3)
+    shared = Rows((3, 3, 3, 2, 2, 2, 0), torch.device("cpu"), (nothing, nothing, first, first, other, third, third))
+    assert shared.runs() == [Run(2, 3), Run(1, 3, (first,)), Run(2, 2, (first, other)), Run(1, 2, (third,))]
+
+
+def test_shared_rows_are_refused_where_nothing_knows_them() -> None:
+    rows = Rows((3, 1), torch.device("cpu"), (range(0), range(2)))
+    with packed(rows, "sdpa"), pytest.raises(ValueError, match="a block-diagonal mask does not know them"):
+        packed_mask(lambda *_: True)
+
+
+@pytest.mark.parametrize("window", [None, 3, 9])
+def test_row_by_row_equals_blocks_where_rows_share(window: int | None) -> None:
+    torch.manual_seed(0)
+    nothing = range(0)
+    shared = (nothing, nothing, range(4, 9), range(4), range(5, 9), nothing)
+    rows = Rows((4, 7, 3, 3, 3, 6), torch.device("cpu"), shared)
+    inputs = [torch.randn(26, heads, 8).requires_grad_() for heads in (4, 2, 2)]
+    expected = Causal.apply(*inputs, rows.runs(), 0.3, window)
+    found = _row_by_row(*inputs, rows, scaling=0.3, window=window)
+    assert isinstance(expected, torch.Tensor)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad(y, inputs, slope) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_boundaries_and_rows_of_tokens() -> None:

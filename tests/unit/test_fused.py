@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.conformance.tiny_models import make_model, make_rows
 from trainer.engine import fused
 from trainer.engine.base import LoraSpec
+from trainer.engine.causal import Run
 from trainer.engine.local import LocalEngine
 from trainer.runs import EngineSettings
 
@@ -44,9 +45,12 @@ def test_gradcheck(lora: bool, bias: bool, head_norms: bool) -> None:
     norms = (x(D), x(D)) if head_norms else (None, None)
     torch.autograd.gradcheck(fused._Inputs.apply, (x(T, H), x(H), cos, sin, *norms, 1e-3, scales, *inputs))
     projection = linear(H, 4 * D, **sizes)
-    for keep in (None, torch.tensor([0, 3, 4])):
-        rows = ([(2, 2), (1, 1)], {"scale": 0.5, "window": None}, keep, 0.5)
-        torch.autograd.gradcheck(fused._Attention.apply, (x(T, H), x(T, 6, D), x(T, 2, D), *rows, *projection))
+    for keep, *runs in ((None, Run(2, 2), Run(1, 1)), (torch.tensor([0, 3, 4]), Run(1, 3), Run(1, 2, (range(1),)))):
+
+        def attention(*given: Any, keep: Any = keep, runs: Any = runs) -> Any:
+            return fused._Attention.apply(*given[:3], runs, {"scale": 0.5, "window": None}, keep, 0.5, *given[3:])
+
+        torch.autograd.gradcheck(attention, (x(T, H), x(T, 6, D), x(T, 2, D), *projection))
     mlp = [*linear(F, H, **sizes), *linear(F, H, **sizes), *linear(H, F, **sizes)]
     torch.autograd.gradcheck(fused._Mlp.apply, (x(T, H), x(H), 1e-3, scales, *mlp))
 

@@ -4,6 +4,7 @@ Registered with transformers as one attention and one mask function (`ATTENTION`
 function gives no mask (`varlen`: the attention function works row by row) or an explicit block-diagonal one (`sdpa`);
 outside it both are transformers' own SDPA, which is what sampling with a key-value cache uses. The rows reach the
 attention function as the keyword `trainer_rows`, so that recomputing a checkpointed layer in another thread sees them.
+A row that begins like an earlier one may leave these tokens out and see theirs: varlen, but not in the CUDA kernels.
 T tokens, H query heads, K key-value heads, D head size, n rows of one length L.
 """
 
@@ -23,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, sdpa_mask
 
-from trainer.engine.causal import Causal
+from trainer.engine.causal import Causal, Run, spread
 
 try:
     from torch.nn.attention.varlen import varlen_attn as _varlen_attn  # torch >= 2.10
@@ -41,21 +42,30 @@ _NOT_SUPPORTED = ("softcap", "s_aux", "position_bias")  # Gemma 2's cap, attenti
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Lengths of the rows in a packed sequence, in order; adjacent rows of one length are attended to in one call."""
+    """Lengths of the rows in a packed sequence, in order; adjacent rows of one length are attended to in one call.
+
+    shared: for each row the tokens of an earlier row that it begins with, an empty range if none (None = no row does).
+    They are laid once, as that row's, and `lengths` counts them there.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device
+    shared: tuple[range, ...] | None = None
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     _boundaries: list[Tensor] = field(default_factory=list)
 
-    def runs(self) -> list[tuple[int, int]]:
-        """(rows, length) of each run of equal lengths."""
-        runs: list[tuple[int, int]] = []
-        for length in self.lengths:
-            if runs and runs[-1][1] == length:
-                runs[-1] = (runs[-1][0] + 1, length)
-            else:
-                runs.append((1, length))
+    def runs(self) -> list[Run]:
+        """Runs of rows with equal lengths and as many shared tokens; rows without tokens of their own are left out."""
+        runs: list[Run] = []
+        before: tuple[int, int] | None = None
+        for length, shared in zip(self.lengths, self.shared or [range(0)] * len(self.lengths), strict=True):
+            beginning = (shared,) if shared else ()
+            if length and before == (length, len(shared)):
+                rows, _, beginnings = runs.pop()
+                runs.append(Run(rows + 1, length, beginnings + beginning))
+            elif length:
+                runs.append(Run(1, length, beginning))
+                before = (length, len(shared))
         return runs
 
     def boundaries(self) -> Tensor:
@@ -125,6 +135,7 @@ def packed_attention(
         out_THD = Causal.apply(q_THD, k_TKD, v_TKD, trainer_rows.runs(), scale, sliding_window)
         assert isinstance(out_THD, Tensor)
     elif kernel is not None:
+        _refuse_shared(trainer_rows, "attention in CUDA kernels")
         out_THD = kernel(q_THD, k_TKD, v_TKD, trainer_rows, scaling=scaling, window=sliding_window)
     else:
         out_THD = _row_by_row(q_THD, k_TKD, v_TKD, trainer_rows, scaling=scaling, window=sliding_window)
@@ -139,6 +150,7 @@ def packed_mask(mask_function: Callable[..., Any], **kwargs: Any) -> Tensor | No
     rows, mode = current
     if mode == "varlen":
         return None
+    _refuse_shared(rows, "a block-diagonal mask")
     row_T = rows.row_of_token()
 
     def same_row(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -147,6 +159,11 @@ def packed_mask(mask_function: Callable[..., Any], **kwargs: Any) -> Tensor | No
 
     kwargs["allow_is_causal_skip"] = False
     return sdpa_mask(mask_function=and_masks(mask_function, same_row), **kwargs)
+
+
+def _refuse_shared(rows: Rows, what: str) -> None:
+    if rows.shared is not None:
+        raise ValueError(f"rows that begin with tokens of others: {what} does not know them; pack them apart")
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None) -> Tensor:
@@ -167,11 +184,18 @@ def _row_by_row(
     if heads != kv_heads and not native_gqa:
         k_TKD, v_TKD = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k_TKD, v_TKD))
     grouped = heads != k_TKD.shape[1]
-    sizes = [count * length for count, length in runs]
+    sizes = [count * length for count, length, _ in runs]
+    commons = [len(run.shared[0]) if run.shared else 0 for run in runs]
+    key_sizes = [run.rows * (run.length + common) for run, common in zip(runs, commons, strict=True)]
+    k_XKD, v_XKD = (spread(x, runs) for x in (k_TKD, v_TKD))
     parts = []
-    for (count, length), *qkv in zip(runs, q_THD.split(sizes), k_TKD.split(sizes), v_TKD.split(sizes), strict=True):
-        q_nHLD, k_nKLD, v_nKLD = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
-        mask = rows.window_mask(length, window) if window and length > window else None
+    for (count, length, _), common, q, *kv in zip(
+        runs, commons, q_THD.split(sizes), k_XKD.split(key_sizes), v_XKD.split(key_sizes), strict=True
+    ):
+        keys = length + common
+        q_nHLD, k_nKLD, v_nKLD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, *kv))
+        masked = common or (window and keys > window)
+        mask = rows.window_mask(keys, window or keys)[common:] if masked else None
         out_nHLD = functional.scaled_dot_product_attention(
             q_nHLD, k_nKLD, v_nKLD, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )

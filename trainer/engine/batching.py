@@ -1,13 +1,16 @@
 """From datums to packed micro-batches: tokens laid end to end, trained positions indexed once.
 
 Datums are taken in the order given and cut into micro-batches of a bounded number of tokens; inside one they are laid
-shortest first, so that rows of one length are adjacent and attention takes them in one call. Neither changes a number.
-T tokens of the micro-batch, N positions that go through the head.
+shortest first, so that rows of one length are adjacent and attention takes them in one call. Of two neighbours with a
+long enough common beginning, such as a pair's prompt, the second is laid without it, and its tokens see the first's.
+None of this changes a number.
+T tokens as laid, S positions of all datums (more than T where some share), N of them that need a log-prob, U of these
+that differ in token or target, K tokens that go through the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,42 +21,73 @@ from trainer.data.datum import Datum
 from trainer.engine.attention import Rows
 from trainer.losses.fields import TokenFields
 
+LEAST_SHARED = 12  # tokens; at 8 the calls cost what the tokens save (docs/performance.md)
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """Log-probs that several positions have in common. again: int64, which of the K tokens that go through the head are
+    followed by another target too (U = K + so many); read_N: int64, which of the U log-probs is a position's."""
+
+    again: Tensor
+    read_N: Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some datums, packed. `head_N` are the positions that need log-probs, None = all T of them."""
+    """Some datums, packed.
+
+    `head_K` are the tokens that go through the head, None = all T of them. `reads` says how log-probs of positions are
+    read from these, None = one of each. `lengths` and `filled_S` are of the datums in `order`.
+    """
 
     order: list[int]
+    lengths: tuple[int, ...]
     rows: Rows
     tokens_1T: Tensor
     positions_1T: Tensor
-    head_N: Tensor | None
-    targets_N: Tensor
+    head_K: Tensor | None
+    targets_U: Tensor
+    reads: Reads | None
     trained_N: Tensor | None
     fields: TokenFields
-    filled_T: np.ndarray
+    filled_S: np.ndarray
+
+    def logprobs(self, hidden_KH: Tensor, head: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Log-probs [N] by `head(hidden_UH, targets_U)`, which is asked once for a token and a target of it."""
+        if self.reads is None:
+            return head(hidden_KH, self.targets_U)
+        again_H = hidden_KH.index_select(0, self.reads.again)
+        return head(torch.cat((hidden_KH, again_H)), self.targets_U).index_select(0, self.reads.read_N)
 
     def scatter(self, logprobs_N: Tensor, into: list[np.ndarray]) -> None:
-        """Put log-probs back: `into[d]` becomes datum d's [T], 0 where none was asked for."""
-        flat_T = np.zeros(self.filled_T.shape[0], dtype=np.float32)
-        flat_T[self.filled_T] = logprobs_N.detach().cpu().numpy()
-        stops = np.cumsum(self.rows.lengths)[:-1]
-        for index, part in zip(self.order, np.split(flat_T, stops), strict=True):
+        """Put log-probs back: `into[d]` becomes datum d's own, 0 where none was asked for."""
+        flat_S = np.zeros(self.filled_S.shape[0], dtype=np.float32)
+        flat_S[self.filled_S] = logprobs_N.detach().cpu().numpy()
+        stops = np.cumsum(self.lengths)[:-1]
+        for index, part in zip(self.order, np.split(flat_S, stops), strict=True):
             into[index] = part
 
 
 def micro_batches(
-    data: Sequence[Datum], token_budget: int, *, every_position: bool, device: torch.device, together: int = 1
+    data: Sequence[Datum],
+    token_budget: int,
+    *,
+    every_position: bool,
+    device: torch.device,
+    together: int = 1,
+    share: int = 0,
 ) -> Iterator[MicroBatch]:
-    """Pack `data`, at most `token_budget` tokens at a time (a longer datum goes alone).
+    """Pack `data`, at most `token_budget` tokens at a time (a longer datum goes alone; all count, shared or not).
 
     `every_position`: all positions go through the head, not only the trained ones. `together`: so many neighbours (2 =
-    a pair) share a micro-batch, even where that goes over the budget; it divides the number of datums.
+    a pair) share a micro-batch, even where that goes over the budget; it divides the number of datums. `share`: lay
+    what two neighbours have in common at their beginning once, where it is at least so many tokens; 0 = never.
     """
     lengths = [sum(d.length for d in data[at : at + together]) for at in range(0, len(data), together)]
     for span in _spans(lengths, token_budget):
         datums = range(span.start * together, span.stop * together)
-        yield _pack(data, datums, every_position=every_position, device=device)
+        yield _pack(data, datums, every_position=every_position, device=device, share=share)
 
 
 def _spans(lengths: list[int], token_budget: int) -> Iterator[range]:
@@ -67,38 +101,114 @@ def _spans(lengths: list[int], token_budget: int) -> Iterator[range]:
         yield range(start, len(lengths))
 
 
-def _pack(data: Sequence[Datum], span: range, *, every_position: bool, device: torch.device) -> MicroBatch:
-    order = sorted(span, key=lambda index: data[index].length)
-    chosen = [data[index] for index in order]
+def shared_lengths(data: Sequence[Datum], least: int) -> list[int]:
+    """How many tokens each datum shares with the one before it: none or at least `least`.
+
+    Where it shares some, the one before shares none.
+    """
+    found: list[int] = []
+    for index, datum in enumerate(data):
+        free = index > 0 and not found[-1]
+        common = _common(data[index - 1].tokens, datum.tokens) if free else 0
+        found.append(common if common >= least else 0)
+    return found
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Length of the longest common beginning."""
+    shorter = min(len(one), len(other))
+    differ = one[:shorter] != other[:shorter]
+    return int(differ.argmax()) if differ.any() else shorter
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which datum each row is, how many of its tokens are laid, and the tokens of another row that it begins with."""
+
+    order: list[int]
+    own: tuple[int, ...]
+    shared: tuple[range, ...]
+
+    @property
+    def branched(self) -> bool:
+        """Whether any row does."""
+        return any(self.shared)
+
+    def places(self) -> np.ndarray:
+        """Which of the T tokens each of the S positions is, int64 [S]."""
+        stops = np.cumsum(self.own).tolist()
+        laid = [range(stop - own, stop) for stop, own in zip(stops, self.own, strict=True)]
+        return np.concatenate([np.r_[one, other] for one, other in zip(self.shared, laid, strict=True)]).astype(
+            np.int64
+        )
+
+
+def _layout(data: Sequence[Datum], span: range, *, share: int) -> _Layout:
+    """Whole rows shortest first, then those that share: rows which attention takes in one call are adjacent."""
+    chosen = [data[index] for index in span]
+    common = dict(zip(span, shared_lengths(chosen, share) if share else [0] * len(span), strict=True))
+    own = {index: data[index].length - common[index] for index in span}
+    order = sorted(span, key=lambda index: (common[index] > 0, own[index], common[index]))
+    starts, start = dict[int, int](), 0
+    for index in order:
+        starts[index] = start
+        start += own[index]
+    beginnings = (range(starts[i - 1], starts[i - 1] + common[i]) if common[i] else range(0) for i in order)
+    return _Layout(order, tuple(own[index] for index in order), tuple(beginnings))
+
+
+def _reads(places_N: np.ndarray, targets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens that go through the head [K], targets [U], which of K are read again, and which of U each of N reads."""
+    targets = int(targets_N.max(initial=0)) + 1
+    found_U, inverse_N = np.unique(places_N * targets + targets_N, return_inverse=True)
+    places_U, targets_U = np.divmod(found_U, targets)
+    first_U = np.diff(places_U, prepend=-1) != 0
+    again = (np.cumsum(first_U) - 1)[~first_U]
+    order_U = np.concatenate((np.flatnonzero(first_U), np.flatnonzero(~first_U)))
+    read_N = np.argsort(order_U)[inverse_N]
+    return places_U[first_U], targets_U[order_U], again, read_N
+
+
+def _pack(data: Sequence[Datum], span: range, *, every_position: bool, device: torch.device, share: int) -> MicroBatch:
+    layout = _layout(data, span, share=share)
+    chosen = [data[index] for index in layout.order]
     lengths = tuple(datum.length for datum in chosen)
-    weights_T = np.concatenate([datum.weights for datum in chosen])
-    targets_T = np.concatenate([datum.targets for datum in chosen])
-    trained_T = weights_T != 0
-    filled_T = np.ones_like(trained_T) if every_position else trained_T
-    whole = bool(filled_T.all())
+    weights_S = np.concatenate([datum.weights for datum in chosen])
+    targets_S = np.concatenate([datum.targets for datum in chosen])
+    trained_S = weights_S != 0
+    filled_S = np.ones_like(trained_S) if every_position else trained_S
+    skips = [len(shared) for shared in layout.shared]  # tokens of a datum that are laid elsewhere
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     def trained(name: str) -> Tensor | None:
         arrays = [getattr(datum, name) for datum in chosen]
-        return None if arrays[0] is None else tensor(np.concatenate(arrays)[trained_T])
+        return None if arrays[0] is None else tensor(np.concatenate(arrays)[trained_S])
 
+    head_K, targets_U, reads = np.flatnonzero(filled_S), targets_S[filled_S], None
+    if layout.branched:
+        head_K, targets_U, *indices = _reads(layout.places()[filled_S], targets_U)
+        reads = Reads(*map(tensor, indices))
     return MicroBatch(
-        order=order,
-        rows=Rows(lengths, device),
-        tokens_1T=tensor(np.concatenate([datum.tokens for datum in chosen]))[None],
-        positions_1T=tensor(np.concatenate([np.arange(length) for length in lengths]))[None],
-        head_N=None if whole else tensor(np.flatnonzero(filled_T)),
-        targets_N=tensor(targets_T[filled_T]),
-        trained_N=tensor(np.flatnonzero(trained_T[filled_T])) if every_position else None,
+        order=layout.order,
+        lengths=lengths,
+        rows=Rows(layout.own, device, layout.shared if layout.branched else None),
+        tokens_1T=tensor(np.concatenate([one.tokens[skip:] for one, skip in zip(chosen, skips, strict=True)]))[None],
+        positions_1T=tensor(np.concatenate([np.arange(n, m) for n, m in zip(skips, lengths, strict=True)]))[None],
+        head_K=None if len(head_K) == sum(layout.own) else tensor(head_K),
+        targets_U=tensor(targets_U),
+        reads=reads,
+        trained_N=tensor(np.flatnonzero(trained_S[filled_S])) if every_position else None,
         fields=TokenFields(
-            weights_N=tensor(weights_T[trained_T]),
-            datum_N=tensor(np.repeat(np.asarray(order) - span.start, lengths)[trained_T]),  # as the caller counts
+            weights_N=tensor(weights_S[trained_S]),
+            datum_N=tensor(
+                np.repeat(np.asarray(layout.order) - span.start, lengths)[trained_S]
+            ),  # as the caller counts
             datums=len(chosen),
             logprobs_N=trained("logprobs"),
             advantages_N=trained("advantages"),
             reference_N=trained("reference"),
         ),
-        filled_T=filled_T,
+        filled_S=filled_S,
     )

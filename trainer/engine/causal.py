@@ -3,8 +3,10 @@
 For those, torch's kernel multiplies every query with every key and computes the probabilities again on the way back.
 Here a block of queries meets only the keys it may see, the query heads of a group are rows of one matrix (so that keys
 are not repeated), and the probabilities are kept. Very short and long rows take the kernel, which is faster there.
+A row may begin with tokens of another: then its keys are a copy of theirs, followed by its own.
 `attend` and `attend_backward` know nothing of autograd, so that fused layers can call them; `Causal` makes them a step.
-T tokens, N query heads, K key-value heads, D head size, R = T N / K queries of a group, B matrices of one product.
+T tokens, X keys (T, and those that rows share once more), N query heads, K key-value heads, D head size, R = T N / K
+queries of a group, B matrices of one product.
 """
 
 from __future__ import annotations
@@ -20,23 +22,37 @@ from torch.autograd import Function
 _BLOCK = 80  # queries, about; smaller blocks see fewer masked keys, larger ones take fewer calls
 _SHORT, _LONG = 32, 512  # keys that a query sees at most; products from the one to the other, else torch's kernel
 
-Runs = Sequence[tuple[int, int]]  # (rows, length) of adjacent rows of one length
+
+class Run(NamedTuple):
+    """`rows` adjacent rows of `length` tokens each. shared: for each row the tokens of an earlier one that it begins
+    with, equally many, none of them among its own; empty where rows share nothing."""
+
+    rows: int
+    length: int
+    shared: tuple[range, ...] = ()
+
+
+Runs = Sequence[Run]
 
 
 class _Run(NamedTuple):
-    """`rows` rows of `length` tokens each, from token `start` on."""
+    """`rows` rows of `length` keys each from key `key` on; queries from token `start` on, of all but the first `shared`
+    tokens of a row."""
 
     start: int
+    key: int
     rows: int
     length: int
+    shared: int
 
 
 class _Block(NamedTuple):
-    """Queries `start` to `stop` of a row, and the first key that any of them sees."""
+    """Tokens `start` to `stop` of a row whose first query is that of token `shared`; the first key any of them sees."""
 
     start: int
     stop: int
     first: int
+    shared: int
 
 
 def attend(
@@ -48,22 +64,23 @@ def attend(
     """
     out_TND, kept = torch.empty_like(q_TND), list[Tensor]()
     products, others = _split(runs, window)
+    k_XKD, v_XKD = (spread(x, runs) for x in (k_TKD, v_TKD))
     if products:
         groups = q_TND.shape[1] // k_TKD.shape[1]
         q_KRD = _grouped(q_TND, k_TKD.shape[1], scale)
         out_KRD = torch.empty_like(q_KRD)
-        for length, (q, out, k, v) in _matrices(products, groups, (q_KRD, out_KRD), (k_TKD, v_TKD)):
-            for block in _blocks(length, window):
+        for run, (q, out, k, v) in _matrices(products, groups, (q_KRD, out_KRD), (k_XKD, v_XKD)):
+            for block in _blocks(run.length, window, run.shared):
                 p = _probabilities(q, k, block, groups, window)
                 torch.bmm(p, _keys(v, block), out=_queries(out, block, groups))
                 kept.append(p)
         _ungroup(out_KRD, out_TND)
     for run in others:
-        how = {"attn_mask": _window_mask(run.length, window), "scale": scale}
+        how = {"attn_mask": _mask(run, window), "scale": scale}
         found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *_batches(run, q_TND, k_TKD, v_TKD), 0.0, how["attn_mask"] is None, **how
+            *_of_queries(run, q_TND), *_of_keys(run, k_XKD, v_XKD), 0.0, how["attn_mask"] is None, **how
         )
-        _batches(run, out_TND)[0].copy_(found)
+        _of_queries(run, out_TND)[0].copy_(found)
         kept += (found, logsumexp)
     return out_TND, kept
 
@@ -79,18 +96,21 @@ def attend_backward(
     into: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Write the gradients of `inputs` (q, k and v of `attend`) to `into`, given that of the result."""
-    (q_TND, k_TKD, v_TKD), (dq_TND, dk_TKD, dv_TKD) = inputs, into
+    (q_TND, *kv_TKD), (dq_TND, *dkv_TKD) = inputs, into
     products, others = _split(runs, window)
     left = iter(kept)
+    k_XKD, v_XKD = (spread(x, runs) for x in kv_TKD)
+    apart = any(run.shared for run in runs)
+    dk_XKD, dv_XKD = (torch.empty_like(x) for x in (k_XKD, v_XKD)) if apart else dkv_TKD
     if products:
-        groups = q_TND.shape[1] // k_TKD.shape[1]
-        q_KRD, slope_KRD = (_grouped(x, k_TKD.shape[1], by) for x, by in ((q_TND, scale), (slope_TND, 1.0)))
+        groups = q_TND.shape[1] // k_XKD.shape[1]
+        q_KRD, slope_KRD = (_grouped(x, k_XKD.shape[1], by) for x, by in ((q_TND, scale), (slope_TND, 1.0)))
         dq_KRD = torch.empty_like(q_KRD)
-        dk_TKD.zero_()
-        dv_TKD.zero_()
-        of_groups, of_heads = (q_KRD, slope_KRD, dq_KRD), (k_TKD, v_TKD, dk_TKD, dv_TKD)
-        for length, (q, slope, dq, k, v, dk, dv) in _matrices(products, groups, of_groups, of_heads):
-            for block in _blocks(length, window):
+        dk_XKD.zero_()
+        dv_XKD.zero_()
+        of_groups, of_heads = (q_KRD, slope_KRD, dq_KRD), (k_XKD, v_XKD, dk_XKD, dv_XKD)
+        for run, (q, slope, dq, k, v, dk, dv) in _matrices(products, groups, of_groups, of_heads):
+            for block in _blocks(run.length, window, run.shared):
                 p, slope_b = next(left), _queries(slope, block, groups)
                 _keys(dv, block).baddbmm_(p.transpose(1, 2), slope_b)
                 dp = torch.bmm(slope_b, _keys(v, block).transpose(1, 2))
@@ -99,13 +119,19 @@ def attend_backward(
                 _keys(dk, block).baddbmm_(dp.transpose(1, 2), _queries(q, block, groups))
         _ungroup(dq_KRD.mul_(scale), dq_TND)
     for run in others:
-        how = {"attn_mask": _window_mask(run.length, window), "scale": scale}
-        qkv, (slope,) = _batches(run, q_TND, k_TKD, v_TKD), _batches(run, slope_TND)
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            slope, *qkv, next(left), next(left), 0.0, how["attn_mask"] is None, **how
+        how = {"attn_mask": _mask(run, window), "scale": scale}
+        (slope, q, dq), (k, v, dk, dv) = (
+            _of_queries(run, slope_TND, q_TND, dq_TND),
+            _of_keys(run, k_XKD, v_XKD, dk_XKD, dv_XKD),
         )
-        for target, gradient in zip(_batches(run, *into), found, strict=True):
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            slope, q, k, v, next(left), next(left), 0.0, how["attn_mask"] is None, **how
+        )
+        for target, gradient in zip((dq, dk, dv), found, strict=True):
             target.copy_(gradient)
+    if apart:
+        for gradient, target in zip((dk_XKD, dv_XKD), dkv_TKD, strict=True):
+            _fold(gradient, runs, target)
 
 
 class Causal(Function):
@@ -130,14 +156,48 @@ class Causal(Function):
 # How rows are laid out
 
 
+def spread(x_TKD: Tensor, runs: Runs) -> Tensor:
+    """Keys as rows see them, [X, K, D]: tokens that a row shares are there again, before its own."""
+    if not any(run.shared for run in runs):
+        return x_TKD
+    return torch.cat([x_TKD[part.start : part.stop] for part in _parts(runs)])
+
+
+def _fold(x_XKD: Tensor, runs: Runs, into_TKD: Tensor) -> None:
+    """The way back, for gradients: what belongs to one token is added up."""
+    key, laid = 0, 0
+    for part in _parts(runs):
+        found, target = x_XKD[key : key + len(part)], into_TKD[part.start : part.stop]
+        if part.start < laid:
+            target.add_(found)
+        else:
+            target.copy_(found)
+        key, laid = key + len(part), max(laid, part.stop)
+
+
+def _parts(runs: Runs) -> Iterator[range]:
+    """The tokens whose keys are laid one after the other: of rows that share nothing, a whole run at a time."""
+    start = 0
+    for rows, length, shared in runs:
+        for beginning in shared:
+            yield beginning
+            yield range(start, start + length)
+            start += length
+        if not shared:
+            yield range(start, start + rows * length)
+            start += rows * length
+
+
 def _split(runs: Runs, window: int | None) -> tuple[list[_Run], list[_Run]]:
     """Runs for matrix products, and those for torch's kernel."""
     products, others = list[_Run](), list[_Run]()
-    start = 0
-    for count, length in runs:
+    start, key = 0, 0
+    for rows, tokens, shared in runs:
+        common = len(shared[0]) if shared else 0
+        length = common + tokens
         fits = length > _SHORT and min(length, window or length) <= _LONG
-        (products if fits else others).append(_Run(start, count, length))
-        start += count * length
+        (products if fits else others).append(_Run(start, key, rows, length, common))
+        start, key = start + rows * tokens, key + rows * length
     return products, others
 
 
@@ -155,32 +215,41 @@ def _ungroup(x_KRD: Tensor, into_TND: Tensor) -> None:
 
 def _matrices(
     runs: Sequence[_Run], groups: int, of_groups: Sequence[Tensor], of_heads: Sequence[Tensor]
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """(length, [B, queries or tokens of a row, D] of each tensor): all heads of one row, or one head of all rows."""
-    by_head = [(x, groups) for x in of_groups] + [(x.transpose(0, 1), 1) for x in of_heads]
-    for start, count, length in runs:
-        views = [x.narrow(1, start * per, count * length * per) for x, per in by_head]
+) -> Iterator[tuple[_Run, list[Tensor]]]:
+    """(run, [B, queries or keys of a row, D] of each tensor): all heads of one row, or one head of all rows."""
+    for run in runs:
+        start, key, count, length, shared = run
+        views = [x.narrow(1, start * groups, count * (length - shared) * groups) for x in of_groups]
+        views += [x.transpose(0, 1).narrow(1, key, count * length) for x in of_heads]
         if count == 1:
-            yield length, views
+            yield run, views
         else:
             for head in range(views[0].shape[0]):
-                yield length, [x[head].unflatten(0, (count, -1)) for x in views]
+                yield run, [x[head].unflatten(0, (count, -1)) for x in views]
 
 
-def _batches(run: _Run, *tensors_THD: Tensor) -> list[Tensor]:
-    """The run's rows as [rows, heads, length, D], views."""
-    stop = run.start + run.rows * run.length
-    return [x[run.start : stop].unflatten(0, (run.rows, run.length)).transpose(1, 2) for x in tensors_THD]
+def _of_queries(run: _Run, *tensors_THD: Tensor) -> list[Tensor]:
+    """The run's tokens as [rows, heads, queries of a row, D], views."""
+    return _batches(tensors_THD, run.start, run.rows, run.length - run.shared)
 
 
-def _blocks(length: int, window: int | None) -> Iterator[_Block]:
-    step = -(-length // max(1, round(length / _BLOCK)))
-    for start in range(0, length, step):
-        yield _Block(start, min(start + step, length), max(0, start - window + 1) if window else 0)
+def _of_keys(run: _Run, *tensors_XHD: Tensor) -> list[Tensor]:
+    """The run's keys as [rows, heads, keys of a row, D], views."""
+    return _batches(tensors_XHD, run.key, run.rows, run.length)
+
+
+def _batches(tensors_THD: Sequence[Tensor], start: int, rows: int, length: int) -> list[Tensor]:
+    return [x[start : start + rows * length].unflatten(0, (rows, length)).transpose(1, 2) for x in tensors_THD]
+
+
+def _blocks(length: int, window: int | None, shared: int = 0) -> Iterator[_Block]:
+    step = -(-(length - shared) // max(1, round((length - shared) / _BLOCK)))
+    for start in range(shared, length, step):
+        yield _Block(start, min(start + step, length), max(0, start - window + 1) if window else 0, shared)
 
 
 def _queries(x_BRD: Tensor, block: _Block, groups: int) -> Tensor:
-    return x_BRD.narrow(1, block.start * groups, (block.stop - block.start) * groups)
+    return x_BRD.narrow(1, (block.start - block.shared) * groups, (block.stop - block.start) * groups)
 
 
 def _keys(x_BLD: Tensor, block: _Block) -> Tensor:
@@ -189,7 +258,7 @@ def _keys(x_BLD: Tensor, block: _Block) -> Tensor:
 
 def _probabilities(q_BRD: Tensor, k_BLD: Tensor, block: _Block, groups: int, window: int | None) -> Tensor:
     """softmax(q k' + mask) of a block's queries and keys."""
-    start, stop, first = block
+    start, stop, first, _ = block
     p = torch.bmm(_queries(q_BRD, block, groups), _keys(k_BLD, block).transpose(1, 2))
     count = stop - start
     later, earlier = _corners(groups)
@@ -208,10 +277,12 @@ def _corners(groups: int) -> tuple[Tensor, Tensor]:
     return later, earlier
 
 
-def _window_mask(length: int, window: int | None) -> Tensor | None:
-    """The whole mask [L, L] of a row longer than its window, for torch's kernel; None where `is_causal` says it all."""
-    if window is None or length <= window:
+def _mask(run: _Run, window: int | None) -> Tensor | None:
+    """The whole mask of a run that shares, or is longer than its window, [queries, keys] for torch's kernel; None where
+    `is_causal` says it all."""
+    length, shared = run.length, run.shared
+    if not shared and (window is None or length <= window):
         return None
-    return torch.full((length, length), float("-inf")).triu(1) + torch.full((length, length), float("-inf")).tril(
-        -window
-    )
+    banned = torch.full((length - shared, length), float("-inf"))
+    mask = banned.triu(1 + shared)
+    return mask if window is None else mask + banned.tril(shared - window)

@@ -3,7 +3,7 @@
 Datums are packed into micro-batches without padding, attention works row by row, and only trained positions go through
 the head. Calls hold one lock, so threads may share an engine; sampling then waits for training calls. Not guaranteed:
 the same dropout masks under another split into micro-batches; a router's auxiliary loss (it is left out).
-T tokens of a micro-batch, N positions through the head, H hidden size, V vocabulary.
+T tokens of a micro-batch, K of them through the head, N positions with a log-prob, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.engine.adapters import Adapters, copy_into, is_adapter, read_config
 from trainer.engine.admission import check_data, check_loss, check_sampling, check_sequence, check_step
 from trainer.engine.attention import Mode, packed, register
 from trainer.engine.base import AdamParams, Completion, ForwardResult, LoraSpec, SamplingParams
-from trainer.engine.batching import MicroBatch, micro_batches
+from trainer.engine.batching import LEAST_SHARED, MicroBatch, micro_batches
 from trainer.engine.fused import fuse
 from trainer.engine.head import Head
 from trainer.engine.optimizer import MasterAdamW
@@ -86,6 +86,8 @@ class LocalEngine:
         self._fused = self._mode == "varlen" and fuse(self._lm)
         usual = _FUSED_TOKENS if self._fused else _TOKENS.get(self.device.type, _TOKENS["cpu"])
         self._tokens = micro_batch_tokens or usual
+        kernels = self.device.type == "cuda" and self.dtype != torch.float32
+        self._share = LEAST_SHARED if self._mode == "varlen" and not kernels else 0  # these do not know `Rows.shared`
         self._head = Head.of(self._lm, settings.head_tile)
         config = self._lm.config.get_text_config()
         self.vocabulary = self._head.weight_VH.shape[0]
@@ -196,8 +198,8 @@ class LocalEngine:
             found.seq = check_sequence(model, found.seq, seq)
             self._adapters.switch(found.adapter)
             logprobs, metrics = _empty(data), _Metrics()
-            for batch in self._packed(data, together, every_position=True):
-                logprobs_N = self._head.logprobs(self._hidden(batch), batch.targets_N)
+            for batch in self._packed(data, together, every_position=True, share=True):
+                logprobs_N = batch.logprobs(self._hidden(batch), self._head.logprobs)
                 batch.scatter(logprobs_N, logprobs)
                 assert batch.trained_N is not None
                 metrics.add(*chosen.function(logprobs_N[batch.trained_N], batch.fields, config))
@@ -221,8 +223,8 @@ class LocalEngine:
             self._adapters.switch(found.adapter)
             logprobs, metrics = _empty(data), _Metrics()
             with self._training(found):
-                for batch in self._packed(data, together, every_position=False):
-                    if batch.targets_N.shape[0]:
+                for batch in self._packed(data, together, every_position=False, share=together == 2):
+                    if batch.targets_U.shape[0]:
                         logprobs_N, value = self._backward(batch, chosen, config)
                         batch.scatter(logprobs_N, logprobs)
                         metrics.add(*value)
@@ -238,8 +240,17 @@ class LocalEngine:
         check_loss(data, loss, spec)
         return 2 if spec.pairs else 1
 
-    def _packed(self, data: Sequence[Datum], together: int, *, every_position: bool) -> Iterator[MicroBatch]:
-        return micro_batches(data, self._tokens, every_position=every_position, device=self.device, together=together)
+    def _packed(
+        self, data: Sequence[Datum], together: int, *, every_position: bool, share: bool
+    ) -> Iterator[MicroBatch]:
+        return micro_batches(
+            data,
+            self._tokens,
+            every_position=every_position,
+            device=self.device,
+            together=together,
+            share=self._share if share else 0,
+        )
 
     def optim_step(
         self, model: str, params: AdamParams, *, denominator: float, seq: int | None = None
@@ -283,26 +294,26 @@ class LocalEngine:
         )
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states [N, H] of the positions that go through the head."""
+        """Hidden states [K, H] of the tokens that go through the head."""
         extra: dict[str, Any] = {"trainer_rows": batch.rows} if self._mode == "varlen" else {}
         if self._fused:
-            extra["trainer_keep"] = batch.head_N
+            extra["trainer_keep"] = batch.head_K
         with packed(batch.rows, self._mode):
             output = self._decoder(input_ids=batch.tokens_1T, position_ids=batch.positions_1T, use_cache=False, **extra)
-        hidden_NH = output[0][0]
-        return hidden_NH if self._fused or batch.head_N is None else hidden_NH.index_select(0, batch.head_N)
+        hidden_KH = output[0][0]
+        return hidden_KH if self._fused or batch.head_K is None else hidden_KH.index_select(0, batch.head_K)
 
     def _backward(
         self, batch: MicroBatch, loss: Loss, config: Mapping[str, float]
     ) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
         """Gradient of one micro-batch's loss; returns its log-probs [N], and the loss with its metrics."""
-        hidden_NH = self._hidden(batch)
-        if loss.slopes is not None:
+        hidden_KH = self._hidden(batch)
+        if loss.slopes is not None and batch.reads is None:
             slopes_N = loss.slopes(batch.fields, config)
-            surrogate, logprobs_N = self._head.sloped(hidden_NH, batch.targets_N, slopes_N)
+            surrogate, logprobs_N = self._head.sloped(hidden_KH, batch.targets_U, slopes_N)
             surrogate.backward()
             return logprobs_N, loss.function(logprobs_N, batch.fields, config)
-        logprobs_N = self._head.logprobs(hidden_NH, batch.targets_N)
+        logprobs_N = batch.logprobs(hidden_KH, self._head.logprobs)
         total, metrics = loss.function(logprobs_N, batch.fields, config)
         total.backward()
         return logprobs_N, (total.detach(), metrics)
@@ -367,12 +378,13 @@ class LocalEngine:
     def _probe(self) -> None:
         """Compare our packed log-probs with the model's own logits, row by row; raise `ValueError` when they differ."""
         generator = np.random.default_rng(0)
-        lengths = [min(n, self.context_length) for n in (5, 9)]
+        lengths = [min(n, self.context_length) for n in (5, 9, 7)]
         ids = [generator.integers(0, self.vocabulary, n + 1) for n in lengths]
+        ids[1][: lengths[0] - 2] = ids[0][: lengths[0] - 2]
         data = [Datum(row[:-1], row[1:], np.ones(len(row) - 1, dtype=np.float32)) for row in ids]
-        (batch,) = micro_batches(data, sum(lengths), every_position=True, device=self.device)
+        (batch,) = micro_batches(data, sum(lengths), every_position=True, device=self.device, share=min(self._share, 1))
         ours = _empty(data)
-        batch.scatter(self._head.logprobs(self._hidden(batch), batch.targets_N), ours)
+        batch.scatter(batch.logprobs(self._hidden(batch), self._head.logprobs), ours)
         for row, mine in zip(ids, ours, strict=True):
             row_N = torch.from_numpy(row).to(self.device)
             logits_NV = self._lm(input_ids=row_N[None, :-1], use_cache=False).logits[0].float()
