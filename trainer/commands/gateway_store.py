@@ -81,9 +81,7 @@ def _url(text: str | None, variable: str) -> str | None:
             raise UsageError(f"{variable}: not set; it is to hold the URL")
         return os.environ[variable]
     if urlsplit(text).password:
-        raise UsageError(
-            f"a password does not belong among arguments; put the URL into {variable} and type {_ENV!r}"
-        )
+        raise UsageError(f"a password does not belong among arguments; put the URL into {variable} and type {_ENV!r}")
     return text
 
 
