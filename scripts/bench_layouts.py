@@ -88,7 +88,7 @@ def main() -> None:
     tokens = sum(len(ids) for ids, _ in rows)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "model"
-        make_model(options.size, base)
+        make_model(options.size, base, work.vocabulary)
         paths = {
             "packed, fused layers (the default)": engine_path(base, rows, attention="auto", fused=True),
             "packed, transformers' layers": engine_path(base, rows, attention="auto", fused=False),
