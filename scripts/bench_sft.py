@@ -89,11 +89,15 @@ CANDIDATES = {
     "trl-packed": [Arm("trl-packed", 1, packed) for packed in (512, 1024, 2048)],
     "trl-grouped": [Arm("trl-grouped", micro) for micro in (4, 8, 16, 32)],
 }
-BEST = {
-    "trl-padded": Arm("trl-padded", 4),
-    "trl-packed": Arm("trl-packed", 1, 512),
-    "trl-grouped": Arm("trl-grouped", 8),
-}
+GROUPED = {0: 4, 8: 32}  # by rank
+
+
+def best(kind: str, work: Work) -> Arm:
+    """The fastest of TRL's candidates in the last `--sweep` of chats."""
+    found = {"trl-padded": Arm(kind, 4), "trl-packed": Arm(kind, 1, 512), "trl-grouped": Arm(kind, GROUPED[work.rank])}
+    return found[kind]
+
+
 OURS = Arm("ours")
 
 
@@ -487,7 +491,7 @@ def run(work: Work, folder: Path, *, rounds: int, quick: bool, sweep: bool) -> d
     kinds = (
         ["trl-padded", "trl-packed", "trl-grouped"] if work.shortest != work.longest else ["trl-padded", "trl-packed"]
     )
-    picked = [pick(task, kind, 2) if sweep else BEST[kind] for kind in kinds]
+    picked = [pick(task, kind, 2) if sweep else best(kind, work) for kind in kinds]
     if sweep and quick:
         return {"work": asdict(work), "picked": [arm.label for arm in picked]}
     arms = [*picked, OURS]
