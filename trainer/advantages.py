@@ -70,7 +70,7 @@ def overlong_penalty(lengths: npt.ArrayLike, *, max_tokens: int, cache_tokens: i
 
     0 up to max - cache, then ((max - cache) - length) / cache, down to -1 at max, -1 beyond. By hand, max 20480 and
     cache 4096: 16384 -> 0, 18432 -> -2048 / 4096 = -0.5, 20480 -> -1. Shape first, then `group_advantages`; filter
-    groups on the reward before this (losses.md, trap 16). `cache_tokens` 0: -1 beyond max, else 0.
+    groups on the reward before this. `cache_tokens` 0: -1 beyond max, else 0.
     Raises `ValueError` for a cache that is not within 0 .. max_tokens.
     """
     if not 0 <= cache_tokens <= max_tokens or max_tokens < 1:

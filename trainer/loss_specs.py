@@ -60,7 +60,7 @@ def _clip(low: float, high: float) -> dict[str, Constant]:
 _CLIP_ORDER = (("clip_low_threshold", "clip_high_threshold"),)
 _DUAL = {"dual_clip": Constant(0, 0, _HUGE, "bound of the ratio where A < 0 (1912.09729; TRL's delta); 0 = none")}
 _DUAL_ORDER = (*_CLIP_ORDER, ("clip_high_threshold", "dual_clip"))
-# No weight for k1: its expected gradient is 0, whatever it reports (losses.md, trap 6).
+# No weight for k1: its expected gradient is 0, whatever it reports.
 _KL = {
     "kl_k2": Constant(0, 0, _HUGE, "weight of k2 = (p - f)^2 / 2: on-policy the gradient of the reverse KL"),
     "kl_k3": Constant(0, 0, _HUGE, "weight of k3 = e^(f-p) - (f-p) - 1: on-policy the gradient of the forward KL"),

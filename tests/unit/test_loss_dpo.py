@@ -76,7 +76,7 @@ def test_added_likelihood_is_of_the_chosen_response_only(name: str) -> None:
 
 
 def test_the_first_response_token_counts() -> None:
-    # A response of one token: its log-prob alone is the margin (losses.md, trap 12). D = 1, -log s(0.1).
+    # A response of one token: its log-prob alone is the margin. D = 1, -log s(0.1).
     value, _ = run_rows("dpo", [[-1.0], [-1.0]], reference=[[-2.0], [-1.0]])
     assert value == pytest.approx(-math.log(sigmoid(0.1)), abs=1e-6)
 

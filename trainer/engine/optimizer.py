@@ -1,7 +1,7 @@
 """AdamW over one model's parameters, stepping fp32 masters whatever the dtype of the weights.
 
 fp32 parameters are their own masters. Weights in half precision get an fp32 copy, which takes the gradients of every
-micro-batch and every step, and is rounded into the weights afterwards: tiny updates do not vanish (losses.md, trap 26).
+micro-batch and every step, and is rounded into the weights afterwards: tiny updates do not vanish.
 """
 
 from __future__ import annotations

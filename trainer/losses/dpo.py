@@ -7,7 +7,7 @@ prompt + response, we by trained positions. TRL's "sft" is a token mean over the
 
 Shapes: logprobs_N, fields.weights_N, fields.reference_N [N], nats; scalars out. Errors: `ValueError` for an odd number
 of datums, a datum without trained positions, no reference, or constants out of range. The reference is a constant and
-comes with the datum, computed in eval mode by the model whose adapter is off (losses.md, trap 13).
+comes with the datum, computed in eval mode by the model whose adapter is off.
 Metrics, each a sum over pairs: pairs; margin (beta D or beta M); correct (margin > 0); chosen_reward, rejected_reward
 (beta S); chosen_logprob, rejected_logprob (sum_t w_t p_t, of the whole response).
 
