@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,10 @@ class Worker:
         self.spec, self.folder, self.look, self.disk = spec, folder, look, disk
         self.stop = stop or Stop().listen()
         self.files = MetricsFiles(folder)
-        self.reporter: Reporter = Tee([Journal(folder), self.files, Console()])
+        journal = Journal(folder)
+        if journal.empty and spec.gateway.kind != "off":  # the scheduler begins the log of a job that was posted
+            journal.log(json.dumps({"objective": spec.objective}, ensure_ascii=False))
+        self.reporter: Reporter = Tee([journal, self.files, Console()])
         self.watchdog = Watchdog(spec.train.watchdog, folder, say=self._hung)
         self.reserve = folder / ".reserve"
 

@@ -94,6 +94,11 @@ class Journal(Quiet):
         self._seq = _repair(path)
         self._stream = path.open("ab")
 
+    @property
+    def empty(self) -> bool:
+        """True before the first report of the first attempt."""
+        return self._seq == 0
+
     def state(self, state: JobState, message: str = "", *, code: str = "OK") -> None:
         self._write("state", {"state": str(state), "code": code, "message": message}, durable=True)
 

@@ -110,6 +110,8 @@ def test_a_run_from_the_first_word_to_the_last(tmp_path):
     described = json.loads((run / "run.json").read_text())
     assert described["objective"]["denominator"].startswith("N = trained tokens of the whole optimizer step")
     assert described["hyper"]["learning_rate"] == 1e-4
+    (log,) = (tmp_path / "gateway").rglob("trainer.log")
+    assert json.loads(log.read_text().splitlines()[0]) == {"objective": described["objective"]}
     listed = trainer("runs", home=tmp_path)
     assert run.name in listed.stdout and "completed" in listed.stdout
     shown = trainer("show", "first", home=tmp_path)
