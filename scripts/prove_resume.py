@@ -2,12 +2,12 @@
 
     python scripts/prove_resume.py --rounds 50
 
-A round takes one of six small jobs on the shipped tiny model (rows or pairs, LoRA with dropout or all parameters,
-packed by tokens or by rows, saved now or in the background, with and without early stopping), kills its worker once or
-twice by SIGKILL, at a random time or at a chosen moment (a training call, a reference pass, an evaluation or a sample,
-any operation of a save on the disk, the hand-over), starts it again until it ends, and compares metrics, samples,
-ledgers, reference log-probs, model, the checkpoints' weights, optimizer, random state and cursor with those of an
-uninterrupted run. Prints a line per round and N/N; exit 1 on any difference. CPU only: that is where bits repeat.
+A round takes one of seven small jobs on the shipped tiny model (rows or pairs, LoRA with dropout or all parameters, by
+tokens or by rows, packed or padded, saved now or in the background, with and without early stopping), kills its worker
+once or twice by SIGKILL, at a random time or at a chosen moment (a training call, a reference pass, an evaluation or a
+sample, any operation of a save on the disk, the hand-over), starts it again until it ends, and compares metrics,
+samples, ledgers, reference log-probs, model, the checkpoints' weights, optimizer, random state and cursor with those of
+an uninterrupted run. Prints a line per round and N/N; exit 1 on any difference. CPU only: that is where bits repeat.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ JOBS: dict[str, tuple[str, ...]] = {
     "lora by rows, in the background": (
         *_ROWS, "job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size_samples=10",
         "job.gradient_accumulation_steps=2", "train.async_checkpoints=true",
+    ),
+    "padded lora": (
+        *_ROWS, "job.lora_rank=4", "model.lora.dropout=0.1", "job.batch_size=320", "engine.attention=sdpa",
     ),
     "full by tokens, early stop": (
         *_ROWS, "job.lora_rank=0", "job.batch_size=320", "job.early_stop=true", "train.score_every_evaluation=true",

@@ -16,11 +16,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
-from trainer.data.batches import plan_figures
+from trainer.data.batches import plan_epoch, plan_figures
+from trainer.data.buckets import BOUNDS, Bounds, tokens_laid
 from trainer.data.datum import Example, Pair
 from trainer.disk import write_whole
 from trainer.machine import Look, Machine
@@ -51,7 +54,11 @@ _FORWARD_SPEED = 2.5  # tokens/s without gradients over tokens/s of training
 
 @dataclass(frozen=True)
 class Workload:
-    """What there is to go through: counts in tokens, all epochs. `largest_batch` is a bound, the rest is exact."""
+    """What there is to go through: counts in tokens, all epochs. `largest_batch` is a bound, the rest is exact.
+
+    batches: lengths of the rows of each batch of the first epoch, both of a pair one after the other, where rows are
+    padded (`together` of them in one bucket); else none.
+    """
 
     steps: int
     tokens: int
@@ -65,6 +72,16 @@ class Workload:
     evaluations: int
     checkpoints: int
     reference_tokens: int = 0
+    batches: tuple[tuple[int, ...], ...] = ()
+    together: int = 1
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What buckets come to. tokens: of padding, over all epochs if each is as the first. largest: of one bucket."""
+
+    tokens: int
+    largest: int
 
 
 class Memory(Closed):
@@ -111,6 +128,8 @@ class Estimate(Closed):
     workshop: Workshop | None
     speed: Speed | None
     shapes: str = Field(description="Where the model's shapes were read.")
+    layout: Literal["packed", "padded"] = Field(default="packed", description="How batches are laid out.")
+    padding: int = Field(default=0, description="Tokens of padding in training, if all epochs are as the first.")
 
     def lines(self) -> list[str]:
         """For people."""
@@ -121,8 +140,9 @@ class Estimate(Closed):
             f"estimate: {self.steps:,} steps, {self.tokens:,} tokens ({self.trained_tokens:,} trained), {took}, "
             f"cost {money}{how}"
         ]
+        layout = f"  layout: {self.layout}, {self._padded()}"
         if self.memory is None or self.sizes is None:
-            return [*lines, f"  memory and checkpoint sizes are unknown: {self.shapes}"]
+            return [*lines, f"  memory and checkpoint sizes are unknown: {self.shapes}", layout]
         m, s = self.memory, self.sizes
         parts = {"process": m.process, "weights": m.weights, "trained": m.trainable + m.gradients + m.optimizer,
                  "activations": m.activations, "head": m.head}  # fmt: skip
@@ -131,7 +151,13 @@ class Estimate(Closed):
             *lines,
             f"  memory: peak about {size(m.peak)} of {size(self.have)} free ({words})",
             f"  checkpoints: {size(s.checkpoint)} each, {size(s.kept)} kept at the end; model {size(s.model)}",
+            layout,
         ]
+
+    def _padded(self) -> str:
+        if not self.padding:
+            return "no padding"
+        return f"{self.padding:,} tokens of padding ({self.padding / (self.tokens + self.padding):.1%} of all computed)"
 
     def _between(self) -> str:
         if self.seconds_least is None or self.seconds_most is None:
@@ -173,10 +199,16 @@ def workload(
     one row of the length of both sides, which is how micro-batches take it."""
     hyper = spec.hyper
     lengths = [datum.length for datum in train]
-    figures = plan_figures(
-        lengths, [datum.trained for datum in train], epochs=hyper.epochs, batch_tokens=hyper.batch_tokens,
-        batch_rows=hyper.batch_rows, accumulation=hyper.accumulation, seed=spec.train.seed, shuffle=spec.data.shuffle,
-    )  # fmt: skip
+    plan = {
+        "batch_tokens": hyper.batch_tokens, "batch_rows": hyper.batch_rows, "accumulation": hyper.accumulation,
+        "seed": spec.train.seed, "shuffle": spec.data.shuffle,
+    }  # fmt: skip
+    figures = plan_figures(lengths, [datum.trained for datum in train], epochs=hyper.epochs, **plan)
+    batches = ()
+    if spec.engine.laid_out == "padded":
+        rows = [_row_lengths(example) for example in train]
+        steps = plan_epoch(lengths, epoch=0, **plan)
+        batches = tuple(tuple(n for row in batch for n in rows[row]) for step in steps for batch in step)
     together = sum(sorted(lengths, reverse=True)[: hyper.batch_rows]) if hyper.batch_rows else sum(lengths)
 
     def times(every: int) -> int:
@@ -195,7 +227,13 @@ def workload(
         evaluations=(1 + times(spec.train.evaluate_every_steps)) if held_out else 0,
         checkpoints=times(spec.train.checkpoint_every_steps),
         reference_tokens=_reference_tokens(spec, [*train, *held_out]),
+        batches=batches,
+        together=len(_row_lengths(train[0])),
     )
+
+
+def _row_lengths(example: Example) -> tuple[int, ...]:
+    return tuple(datum.length for datum in example.datums) if isinstance(example, Pair) else (example.length,)
 
 
 def _reference_tokens(spec: RunSpec, examples: Sequence[Example]) -> int:
@@ -215,6 +253,7 @@ def estimate(
 ) -> Estimate:
     """All of it, from numbers alone."""
     gpu = machine.device == "cuda"
+    laid = padding_of(spec, load, machine.device)
     memory = sizes = where = rate = seconds = least = most = cost = None
     if shapes is not None:
         trained = _trained(spec, shapes)
@@ -223,8 +262,9 @@ def estimate(
         mode: Mode = "full" if spec.hyper.lora_rank == 0 else "lora"
         recompute = spec.engine.gradient_checkpointing
         where = Workshop(
-            device=machine.name, parameters=shapes.parameters, mode=mode, dtype=spec.engine.dtype, recompute=recompute
-        )
+            device=machine.name, parameters=shapes.parameters, mode=mode, dtype=spec.engine.dtype, recompute=recompute,
+            layout=spec.engine.laid_out,
+        )  # fmt: skip
         rate = speed(where, load.tokens / load.steps, known=known, threads=machine.threads, gpu=gpu)
         other = other_seconds(spec, load, rate.tokens_per_second) * rate.other_ratio
         seconds = rate.startup_seconds + load.tokens / rate.tokens_per_second + other
@@ -236,8 +276,23 @@ def estimate(
         currency=prices.currency, parameters=shapes.parameters if shapes else None, memory=memory, sizes=sizes,
         have=machine.gpu_free if gpu and machine.gpu_free is not None else machine.memory_free,
         have_host=machine.memory_free, device=machine.device, workshop=where, speed=rate,
-        shapes=shapes.source if shapes else _unknown(spec),
+        shapes=shapes.source if shapes else _unknown(spec), layout=spec.engine.laid_out,
+        padding=laid.tokens if laid else 0,
     )  # fmt: skip
+
+
+def padding_of(spec: RunSpec, load: Workload, device: str) -> Padding | None:
+    """By the buckets of the first epoch; None where rows are packed."""
+    if not load.batches:
+        return None
+    laid = _laid(load.batches, BOUNDS.get(device, BOUNDS["cpu"]), load.together)
+    padding = sum(map(sum, laid)) - sum(map(sum, load.batches))
+    return Padding(spec.hyper.epochs * padding, max(map(max, laid)))
+
+
+@lru_cache(maxsize=4)
+def _laid(batches: tuple[tuple[int, ...], ...], bounds: Bounds, together: int) -> list[list[int]]:
+    return [tokens_laid(batch, bounds, together=together) for batch in batches]
 
 
 def other_seconds(spec: RunSpec, load: Workload, tokens_per_second: float) -> float:
@@ -259,6 +314,7 @@ def memory_of(
         all, fp32    trainable 0 (the weights), gradients 4 P, moments 8 P
         all, bf16    masters 4 P, gradients 4 P and 2 P of the backward pass, moments 8 P
         a layer's activations: `layer_bytes`; L of them, or with gradient checkpointing L T H w + one of them
+        a padded T counts its padding
         head         2 tiles of fp32 logits, 8 n V, n = min(head_tile, 2^25 / V, positions); all: its gradient, 4 V H
         answers      key-value cache 2 L K w a token, doubled while it grows, and 8 V a row
 
@@ -272,8 +328,9 @@ def memory_of(
     trainable = 4 * trained if not full or half else 0
     gradients = (6 if full and half else 4) * trained
     optimizer = 8 * trained
-    most = FUSED_TOKENS if is_fused(spec, shapes, machine.device) else MICRO_BATCH_TOKENS.get(machine.device, 2048)
-    tokens = _micro_batch(load.largest_batch, load.longest_row, most)
+    most = _most_tokens(spec, shapes, machine.device)
+    laid = padding_of(spec, load, machine.device)
+    tokens = laid.largest if laid else _micro_batch(load.largest_batch, load.longest_row, most)
     layer = layer_bytes(spec, shapes, tokens, device=machine.device)
     activations = a.layers * tokens * a.hidden * w + layer if spec.engine.gradient_checkpointing else a.layers * layer
     positions = math.ceil(tokens * load.trained_tokens / load.tokens)
@@ -317,7 +374,15 @@ def is_fused(spec: RunSpec, shapes: Shapes, device: str) -> bool:
     """Whether the engine gives this model its own layers (`trainer.engine.fused`)."""
     a, engine = shapes.architecture, spec.engine
     known = a.kind in FUSED_KINDS and a.silu
-    return known and device == "cpu" and engine.dtype == "float32" and engine.attention != "sdpa"
+    rows = engine.attention != "sdpa" and engine.laid_out == "packed"
+    return known and device == "cpu" and engine.dtype == "float32" and rows
+
+
+def _most_tokens(spec: RunSpec, shapes: Shapes, device: str) -> int:
+    """Of a micro-batch."""
+    if spec.engine.laid_out == "padded":
+        return BOUNDS.get(device, BOUNDS["cpu"]).tokens
+    return FUSED_TOKENS if is_fused(spec, shapes, device) else MICRO_BATCH_TOKENS.get(device, 2048)
 
 
 def layer_bytes(spec: RunSpec, shapes: Shapes, tokens: int, *, device: str) -> int:
@@ -328,7 +393,7 @@ def layer_bytes(spec: RunSpec, shapes: Shapes, tokens: int, *, device: str) -> i
     4 H: both norms' inputs and outputs. 4 Q: query before and after rotation, attention's output row by row and joined.
     3 K: key before and after, value. 4 I: gate, its SiLU, up, their product. All parameters: 2 H + Q + K more (what
     norms multiply by their weights). bfloat16: norms work in fp32, so 2 H + Q + K take 2 bytes more. LoRA: its ranks,
-    and with dropout a copy of each layer's input. SDPA over packed rows: a mask of T x T.
+    and with dropout a copy of each layer's input. SDPA over packed rows: a mask of T x T, over padded ones none.
     """
     a, full = shapes.architecture, spec.hyper.lora_rank == 0
     if is_fused(spec, shapes, device) and not spec.model.lora.dropout:
@@ -343,7 +408,8 @@ def layer_bytes(spec: RunSpec, shapes: Shapes, tokens: int, *, device: str) -> i
         bytes_each += 4 * (spec.hyper.lora_rank or 0) * len(linear) // a.layers
         if spec.model.lora.dropout:
             bytes_each += 5 * sum(into for _, into in linear.values()) // a.layers
-    mask = 5 * tokens * tokens // a.layers if spec.engine.attention == "sdpa" else 0
+    masked = spec.engine.attention == "sdpa" and spec.engine.laid_out == "packed"
+    mask = 5 * tokens * tokens // a.layers if masked else 0
     return tokens * bytes_each + mask
 
 
@@ -432,7 +498,8 @@ def _fits(memory: Memory, found: Estimate) -> bool:
 
 def _memory_again(spec: RunSpec, load: Workload, machine: Machine, shapes: Shapes) -> Memory:
     tokens = min(load.largest_batch, max(spec.hyper.batch_tokens, load.longest_row))
-    smaller = Workload(**{**load.__dict__, "largest_batch": tokens})
+    planned = load.batches if tokens == load.largest_batch else ()  # of other batches only the largest is known
+    smaller = Workload(**{**load.__dict__, "largest_batch": tokens, "batches": planned})
     return memory_of(spec, smaller, machine=machine, shapes=shapes, adapter=_trained(spec, shapes))
 
 

@@ -220,10 +220,31 @@ class EngineSettings(Closed):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Of the base weights; adapters: fp32.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     attention: Literal["auto", "varlen", "sdpa"] = Field(
-        default="auto", description="Packed rows: varlen attention, or plain SDPA with a block-diagonal mask."
+        default="auto", description="varlen = packed rows, each by itself; sdpa = torch's plain SDPA."
+    )
+    layout: Literal["auto", "packed", "padded"] = Field(
+        default="auto",
+        description="packed = rows end to end; padded = buckets of about one length, always plain SDPA; auto = padded "
+        "with attention=sdpa, whose mask would be block-diagonal over packed rows, else packed.",
     )
     head_tile: int = Field(default=1024, ge=1, description="Positions per tile of the LM head.")
     threads: int | None = Field(default=None, ge=1, description="Torch threads; None = torch's own choice.")
+
+    @model_validator(mode="after")
+    def _layout_has_its_attention(self) -> EngineSettings:
+        if self.layout == "padded" and self.attention == "varlen":
+            raise ValueError(
+                "layout: 'padded' rows have plain SDPA only, and attention is 'varlen'; set engine.attention=auto or "
+                "sdpa, or engine.layout=packed"
+            )
+        return self
+
+    @property
+    def laid_out(self) -> Literal["packed", "padded"]:
+        """The layout that `auto` stands for; measured in docs/performance.md."""
+        if self.layout != "auto":
+            return self.layout
+        return "padded" if self.attention == "sdpa" else "packed"
 
 
 class LaunchSettings(Closed):

@@ -42,6 +42,7 @@ class Workshop(Closed):
     mode: Mode = Field(description="Adapter or all parameters.")
     dtype: str = Field(description="Of the base weights.")
     recompute: bool = Field(description="Gradient checkpointing.")
+    layout: str = Field(default="packed", description="How batches are laid out.")
 
 
 class Measured(Closed):

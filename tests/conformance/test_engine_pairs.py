@@ -211,10 +211,11 @@ def test_neighbours_are_laid_as_a_row_and_what_is_left_of_the_other() -> None:
         [*first, *short, *second], 1, every_position=True, device=torch.device("cpu"), together=6, share=16
     )
     assert batch.order == [3, 2, 0, 4, 5, 1]  # whole rows shortest first, then what is left
+    assert batch.rows is not None
     assert batch.lengths == (16, 17, 18, 24, 21, 19) and batch.rows.lengths == (16, 17, 18, 24, 1, 3)
     assert batch.rows.shared is not None and batch.rows.shared[4:] == (range(51, 71), range(33, 49))
     assert batch.positions_1T[0, -4:].tolist() == [20, 16, 17, 18]
-    assert batch.tokens_1T[0, -4:].tolist() == [second[1].tokens[20], *first[1].tokens[16:]]
+    assert batch.tokens_BT[0, -4:].tolist() == [second[1].tokens[20], *first[1].tokens[16:]]
     assert batch.head_K is None and batch.reads is not None
     asked = batch.targets_U.shape[0]
     assert asked == 79 + 2 and batch.reads.again.tolist() == [48, 70]  # the prompts' last tokens have two targets
@@ -236,7 +237,7 @@ def test_the_reference_pass_shares_too(folders: dict[str, Path], monkeypatch: py
     original = LocalEngine._hidden
 
     def counted(self: LocalEngine, batch: batching.MicroBatch) -> torch.Tensor:
-        laid.append(batch.tokens_1T.shape[1])
+        laid.append(batch.tokens_BT.shape[1])
         return original(self, batch)
 
     engine, data = LocalEngine(folders["qwen3"], EngineSettings(device="cpu")), pairs_of([(20, 4, 6), (30, 2, 2)])
@@ -249,7 +250,9 @@ def test_the_reference_pass_shares_too(folders: dict[str, Path], monkeypatch: py
     assert laid == [tokens - 50, tokens - 50, tokens]  # cross-entropy trains rows apart
 
 
-@pytest.mark.parametrize("settings", [{"attention": "sdpa"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings", [{"attention": "sdpa"}, {"attention": "sdpa", "layout": "packed"}, {"dtype": "bfloat16"}]
+)
 def test_with_a_mask_and_in_half_precision_numbers_are_the_same(
     folders: dict[str, Path], settings: dict[str, Any]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What every engine must do, run against each: the local one (an adapter, all parameters) and the toy.
+"""What every engine must do, run against each: the local one (an adapter, all parameters, rows padded) and the toy.
 
 Below the common suite, what only holds for files and weights of the local engine.
 """
@@ -55,16 +55,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("qwen3"))
 
 
-def local(base: Path, micro_batch_tokens: int = 4096, *, dtype: str = "float32") -> LocalEngine:
-    settings = EngineSettings(device="cpu", dtype=dtype)  # pyright: ignore[reportArgumentType]
+def local(base: Path, micro_batch_tokens: int = 4096, *, dtype: str = "float32", layout: str = "packed") -> LocalEngine:
+    settings = EngineSettings(device="cpu", dtype=dtype, layout=layout)  # pyright: ignore[reportArgumentType]
     return LocalEngine(base, settings, decode=decode, micro_batch_tokens=micro_batch_tokens)
 
 
-@pytest.fixture(params=["local-lora", "local-full", "toy"])
+@pytest.fixture(params=["local-lora", "local-full", "padded-lora", "padded-full", "toy"])
 def case(request: pytest.FixtureRequest, base: Path) -> Case:
     if request.param == "toy":
         return Case(lambda _: ToyEngine(VOCABULARY, stop_ids=(STOP,), decode=decode), LORA)
-    return Case(lambda tokens: local(base, tokens), LORA if request.param == "local-lora" else None)
+    layout = "padded" if "padded" in request.param else "packed"
+    return Case(lambda tokens: local(base, tokens, layout=layout), LORA if "lora" in request.param else None)
 
 
 def denominator(rows: list[Datum]) -> float:
@@ -133,10 +134,13 @@ def test_no_split_changes_the_step(case: Case, split: str) -> None:
 
 @pytest.mark.parametrize("budget", [1, 30, 70])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
-def test_gradients_are_equal_to_1e_6_under_every_split(base: Path, budget: int, lora: LoraSpec | None) -> None:
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_gradients_are_equal_to_1e_6_under_every_split(
+    base: Path, budget: int, lora: LoraSpec | None, layout: str
+) -> None:
     found = []
     for tokens in (4096, budget):
-        engine = local(base, tokens)
+        engine = local(base, tokens, layout=layout)
         engine.create_model("m", lora=lora, seed=7)
         train(engine, range(1))
         engine.forward_backward("m", make_rows(7))

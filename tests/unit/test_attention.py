@@ -40,7 +40,7 @@ def rows(seed: int = 0) -> list[Datum]:
 
 
 def engine_of(folder: Path, mode: str) -> LocalEngine:
-    engine = LocalEngine(folder, EngineSettings(device="cpu", attention=mode))  # pyright: ignore
+    engine = LocalEngine(folder, EngineSettings(device="cpu", attention=mode, layout="packed"))  # pyright: ignore
     engine.create_model("m", lora=None)
     return engine
 

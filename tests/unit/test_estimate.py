@@ -18,6 +18,8 @@ from trainer import history, machine
 from trainer.attempt import EXIT_REFUSED, Worker
 from trainer.compose import compose
 from trainer.confession import read_confession
+from trainer.data.buckets import BOUNDS
+from trainer.data.datum import Datum, Pair
 from trainer.errors import UsageError
 from trainer.estimate import (
     FUSED_TOKENS,
@@ -29,6 +31,7 @@ from trainer.estimate import (
     is_fused,
     layer_bytes,
     memory_of,
+    padding_of,
     read_estimate,
     sizes_of,
     workload,
@@ -130,7 +133,7 @@ def test_fused_layers_by_hand_and_where_the_engine_has_them():
 
     from trainer.engine.local import LocalEngine
 
-    for words in ([], ["engine.attention=sdpa"], ["engine.dtype=bfloat16"]):
+    for words in ([], ["engine.attention=sdpa"], ["engine.dtype=bfloat16"], ["engine.layout=padded"]):
         run = spec(*words)
         assert LocalEngine(TINY, run.engine)._fused is is_fused(run, shapes, "cpu")
     assert not is_fused(spec(), shapes, "cuda")
@@ -146,6 +149,70 @@ def test_a_long_row_goes_alone_and_a_batch_is_cut():
 
     assert activations(32_768, 20) == activations(2048, 20)
     assert activations(32_768, 3000) == activations(3000, 3000)
+
+
+def plain_rows(*lengths: int) -> list[Datum]:
+    return [Datum(np.full(n, 2), np.full(n, 3), np.ones(n, np.float32)) for n in lengths]
+
+
+def test_padding_is_counted_in_tokens_and_in_memory():
+    """Batches of 100 + 90 + 10 and of 95 rows; a bucket costs 64, so that 10 goes alone: 100 + 90 are laid as 200."""
+    adapter = lora_tensors(small().linear("all-linear"), 2)
+    run = spec(
+        "job.lora_rank=2", "job.epochs=3", "engine.layout=padded", "job.batch_size_samples=3", "data.shuffle=false"
+    )
+    load = workload(run, plain_rows(100, 90, 10, 95), held_out=[], prompts=[])
+    assert (load.batches, load.together) == (((100, 90, 10), (95,)), 1)
+    laid = padding_of(run, load, "cpu")
+    assert laid is not None and (laid.tokens, laid.largest) == (3 * 10, 200)
+    memory = memory_of(run, load, machine=HERE, shapes=small(), adapter=adapter)
+    assert memory.activations == 2 * 154 * 4 * 200
+    found = estimate(run, load, machine=HERE, shapes=small(), known=[], prices=read_prices())
+    assert (found.layout, found.padding, found.tokens) == ("padded", 30, 3 * 295)
+    assert found.lines()[-1] == "  layout: padded, 30 tokens of padding (3.3% of all computed)"
+    packed = spec("job.lora_rank=2", "job.batch_size_samples=3")
+    load = workload(packed, plain_rows(100, 90, 10, 95), held_out=[], prompts=[])
+    assert load.batches == () and padding_of(packed, load, "cpu") is None
+    found = estimate(packed, load, machine=HERE, shapes=small(), known=[], prices=read_prices())
+    assert found.lines()[-1] == "  layout: packed, no padding"
+
+
+def test_both_sides_of_a_pair_are_padded_together():
+    run = spec("engine.layout=padded")
+    chosen, rejected, *other = plain_rows(100, 40, 98, 98)
+    load = workload(run, [Pair(chosen, rejected), Pair(other[0], other[1])], held_out=[], prompts=[])
+    assert load.together == 2 and sorted(load.batches[0]) == [40, 98, 98, 100]
+    laid = padding_of(run, load, "cpu")
+    assert laid is not None and (laid.tokens, laid.largest) == (400 - 336, 400)
+
+
+def test_a_mask_is_counted_where_packed_rows_have_one():
+    shapes = small()
+    packed, padded = (
+        layer_bytes(spec("engine.attention=sdpa", f"engine.layout={layout}"), shapes, 100, device="cpu")
+        for layout in ("packed", "padded")
+    )
+    assert packed - padded == 5 * 100 * 100 // 2  # of 2 layers
+
+
+def test_a_padded_micro_batch_is_within_its_bounds_where_the_plan_is_another():
+    adapter = lora_tensors(small().linear("all-linear"), 2)
+    run = spec("job.lora_rank=2", "engine.layout=padded")
+    load = Workload(**{**LOAD.__dict__, "largest_batch": 5000, "longest_row": 20})
+    memory = memory_of(run, load, machine=HERE, shapes=small(), adapter=adapter)
+    assert memory.activations == 2 * 154 * 4 * BOUNDS["cpu"].tokens
+
+
+def test_the_engine_pads_as_estimated():
+    from trainer.engine.local import LocalEngine
+
+    run = spec("engine.layout=padded", "job.batch_size_samples=7", "data.shuffle=false")
+    data = plain_rows(*np.random.default_rng(0).integers(5, 120, 20).tolist())
+    laid = padding_of(run, workload(run, data, held_out=[], prompts=[]), "cpu")
+    engine = LocalEngine(TINY, run.engine)
+    engine.create_model("m", lora=None)
+    batches = (data[:7], data[7:14], data[14:])
+    assert laid is not None and laid.tokens == sum(engine.forward("m", batch).padding for batch in batches) > 0
 
 
 def test_file_sizes_are_those_of_files(tmp_path):
@@ -337,8 +404,6 @@ def test_seconds_are_the_sum_of_attempts(tmp_path):
 
 
 def test_the_workload_is_counted_from_the_plan():
-    from trainer.data.datum import Datum
-
     def row(length: int) -> Datum:
         weights = np.ones(length, np.float32)
         weights[0] = 0
@@ -372,6 +437,14 @@ def check(lines: dict[str, dict]) -> None:
 
 def test_a_short_run_takes_what_was_estimated(tmp_path):
     check(confessed(tmp_path, "data=quickstart", "data.max_rows=64"))
+
+
+@pytest.mark.slow
+def test_a_padded_run_takes_what_was_estimated(tmp_path):
+    check(confessed(tmp_path, "data=quickstart", "engine.attention=sdpa"))
+    steps = [json.loads(line) for line in (tmp_path / "run" / "perf.jsonl").read_text().splitlines()]
+    estimated = read_estimate(tmp_path / "run")
+    assert estimated is not None and 0 < estimated.padding == sum(one["perf/padded_tokens"] for one in steps)
 
 
 @pytest.mark.slow

@@ -1,10 +1,16 @@
 """The SFT loop on the toy engine: numbers by hand, and resume equal to never having stopped."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.loop_kit import VOCABULARY, lines, make_spec, rows, run
 from trainer import checkpoints
 from trainer.data.datum import Datum
+from trainer.engine.base import ForwardResult
 from trainer.engine.toy import ToyEngine
 from trainer.jobs import JobState
 from trainer.loops.training import Material, terminal_state
@@ -47,6 +53,22 @@ def test_accumulation_is_one_step_with_one_denominator(tmp_path):
     )
     for one, other in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
         assert one == pytest.approx(other, rel=1e-9)
+
+
+class Padding(ToyEngine):
+    """Pads by as many tokens as it is given rows."""
+
+    def forward_backward(self, model: str, data: Sequence[Datum], **more: Any) -> ForwardResult:
+        return replace(super().forward_backward(model, data, **more), padding=len(data))
+
+
+def test_padding_is_reported_with_every_step(tmp_path):
+    settings = make_spec(job={"epochs": 1, "gradient_accumulation_steps": 2})
+    for engine, expected in ((Padding(VOCABULARY), [8, 8, 2]), (ToyEngine(VOCABULARY), [0, 0, 0])):
+        folder = tmp_path / type(engine).__name__
+        run(folder, settings, engine=engine)
+        told = [json.loads(line) for line in (folder / "perf.jsonl").read_text().splitlines()]
+        assert [one["perf/padded_tokens"] for one in told] == expected
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 7, 14])

@@ -2,9 +2,10 @@
 
 Registered with transformers as one attention and one mask function (`ATTENTION`). Inside `packed(rows, mode)` the mask
 function gives no mask (`varlen`: the attention function works row by row) or an explicit block-diagonal one (`sdpa`);
-outside it both are transformers' own SDPA, which is what sampling with a key-value cache uses. The rows reach the
-attention function as the keyword `trainer_rows`, so that recomputing a checkpointed layer in another thread sees them.
-A row that begins like an earlier one may leave these tokens out and see theirs: varlen, but not in the CUDA kernels.
+outside it both are transformers' own SDPA, which is what padded rows and sampling with a key-value cache use. The rows
+reach the attention function as the keyword `trainer_rows`, so that recomputing a checkpointed layer in another thread
+sees them. A row that begins like an earlier one may leave these tokens out and see theirs: varlen, but not in the CUDA
+kernels.
 T tokens, H query heads, K key-value heads, D head size, n rows of one length L.
 """
 

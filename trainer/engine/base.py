@@ -76,11 +76,13 @@ class ForwardResult:
     """`logprobs[d]` float32 [T] per datum, log p(targets[i] | tokens[:i+1]).
 
     `forward` fills every position; `forward_backward` those with a weight, 0 elsewhere. `metrics` has "loss:sum" and
-    what else the loss tells, each name ending in its reduction (:sum, :mean, :min, :max).
+    what else the loss tells, each name ending in its reduction (:sum, :mean, :min, :max). `padding`: tokens that were
+    computed for no datum.
     """
 
     logprobs: list[np.ndarray]
     metrics: dict[str, float] = field(default_factory=dict)
+    padding: int = 0
 
 
 class Engine(Protocol):

@@ -1,11 +1,13 @@
-"""From datums to packed micro-batches: tokens laid end to end, trained positions indexed once.
+"""From datums to micro-batches, packed or padded: tokens laid out, trained positions indexed once.
 
-Datums are taken in the order given and cut into micro-batches of a bounded number of tokens; inside one they are laid
-shortest first, so that rows of one length are adjacent and attention takes them in one call. Of two neighbours with a
-long enough common beginning, such as a pair's prompt, the second is laid without it, and its tokens see the first's.
-None of this changes a number.
-T tokens as laid, S positions of all datums (more than T where some share), N of them that need a log-prob, U of these
-that differ in token or target, K tokens that go through the head.
+Packed, datums are taken in the order given and cut into micro-batches of a bounded number of tokens; inside one they
+are laid end to end, shortest first, so that rows of one length are adjacent and attention takes them in one call. Of
+two neighbours with a long enough common beginning, such as a pair's prompt, the second is laid without it, and its
+tokens see the first's. Padded, they are put into buckets of about one length (`trainer.data.buckets`) and padded on the
+right: no token sees what follows it, so that causal attention needs no mask for it. None of this changes a number.
+B rows of T tokens as laid (one of them where packed), S positions of all datums (more than T where some share, fewer
+than B T where padded), N of them that need a log-prob, U of these that differ in token or target, K tokens that go
+through the head.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.buckets import Bounds, buckets
 from trainer.data.datum import Datum
 from trainer.engine.attention import Rows
 from trainer.losses.fields import TokenFields
 
 LEAST_SHARED = 12  # tokens; at 8 the calls cost what the tokens save (docs/performance.md)
+_PADDING = 0  # any id of the vocabulary would do
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +39,17 @@ class Reads:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Some datums, packed.
+    """Some datums, packed or padded.
 
-    `head_K` are the tokens that go through the head, None = all T of them. `reads` says how log-probs of positions are
-    read from these, None = one of each. `lengths` and `filled_S` are of the datums in `order`.
+    `rows` are the packed ones, None where padded. `head_K` are the tokens that go through the head, None = all B T of
+    them. `reads` says how log-probs of positions are read from these, None = one of each. `lengths` and `filled_S` are
+    of the datums in `order`.
     """
 
     order: list[int]
     lengths: tuple[int, ...]
-    rows: Rows
-    tokens_1T: Tensor
+    rows: Rows | None
+    tokens_BT: Tensor
     positions_1T: Tensor
     head_K: Tensor | None
     targets_U: Tensor
@@ -52,6 +57,11 @@ class MicroBatch:
     trained_N: Tensor | None
     fields: TokenFields
     filled_S: np.ndarray
+
+    @property
+    def padding(self) -> int:
+        """Tokens that are no datum's."""
+        return 0 if self.rows is not None else self.tokens_BT.numel() - sum(self.lengths)
 
     def logprobs(self, hidden_KH: Tensor, head: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Log-probs [N] by `head(hidden_UH, targets_U)`, which is asked once for a token and a target of it."""
@@ -88,6 +98,14 @@ def micro_batches(
     for span in _spans(lengths, token_budget):
         datums = range(span.start * together, span.stop * together)
         yield _pack(data, datums, every_position=every_position, device=device, share=share)
+
+
+def padded_batches(
+    data: Sequence[Datum], bounds: Bounds, *, every_position: bool, device: torch.device, together: int = 1
+) -> Iterator[MicroBatch]:
+    """Put `data` into buckets within `bounds` and pad each to its longest row; the rest as in `micro_batches`."""
+    for bucket in buckets([datum.length for datum in data], bounds, together=together):
+        yield _pad(data, bucket, every_position=every_position, device=device)
 
 
 def _spans(lengths: list[int], token_budget: int) -> Iterator[range]:
@@ -172,43 +190,81 @@ def _reads(places_N: np.ndarray, targets_N: np.ndarray) -> tuple[np.ndarray, np.
 def _pack(data: Sequence[Datum], span: range, *, every_position: bool, device: torch.device, share: int) -> MicroBatch:
     layout = _layout(data, span, share=share)
     chosen = [data[index] for index in layout.order]
-    lengths = tuple(datum.length for datum in chosen)
-    weights_S = np.concatenate([datum.weights for datum in chosen])
-    targets_S = np.concatenate([datum.targets for datum in chosen])
-    trained_S = weights_S != 0
-    filled_S = np.ones_like(trained_S) if every_position else trained_S
+    laid = _Positions(chosen, every_position=every_position, device=device)
     skips = [len(shared) for shared in layout.shared]  # tokens of a datum that are laid elsewhere
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    def trained(name: str) -> Tensor | None:
-        arrays = [getattr(datum, name) for datum in chosen]
-        return None if arrays[0] is None else tensor(np.concatenate(arrays)[trained_S])
-
-    head_K, targets_U, reads = np.flatnonzero(filled_S), targets_S[filled_S], None
+    head_K, targets_U, reads = np.flatnonzero(laid.filled_S), laid.targets_N, None
     if layout.branched:
-        head_K, targets_U, *indices = _reads(layout.places()[filled_S], targets_U)
-        reads = Reads(*map(tensor, indices))
+        head_K, targets_U, *indices = _reads(layout.places()[laid.filled_S], targets_U)
+        reads = Reads(*map(laid.tensor, indices))
+    tokens_T = np.concatenate([one.tokens[skip:] for one, skip in zip(chosen, skips, strict=True)])
+    positions_T = np.concatenate([np.arange(n, m) for n, m in zip(skips, laid.lengths, strict=True)])
     return MicroBatch(
         order=layout.order,
-        lengths=lengths,
+        lengths=laid.lengths,
         rows=Rows(layout.own, device, layout.shared if layout.branched else None),
-        tokens_1T=tensor(np.concatenate([one.tokens[skip:] for one, skip in zip(chosen, skips, strict=True)]))[None],
-        positions_1T=tensor(np.concatenate([np.arange(n, m) for n, m in zip(skips, lengths, strict=True)]))[None],
-        head_K=None if len(head_K) == sum(layout.own) else tensor(head_K),
-        targets_U=tensor(targets_U),
+        tokens_BT=laid.tensor(tokens_T)[None],
+        positions_1T=laid.tensor(positions_T)[None],
+        head_K=None if len(head_K) == sum(layout.own) else laid.tensor(head_K),
+        targets_U=laid.tensor(targets_U),
         reads=reads,
-        trained_N=tensor(np.flatnonzero(trained_S[filled_S])) if every_position else None,
-        fields=TokenFields(
-            weights_N=tensor(weights_S[trained_S]),
-            datum_N=tensor(
-                np.repeat(np.asarray(layout.order) - span.start, lengths)[trained_S]
-            ),  # as the caller counts
-            datums=len(chosen),
-            logprobs_N=trained("logprobs"),
-            advantages_N=trained("advantages"),
-            reference_N=trained("reference"),
-        ),
-        filled_S=filled_S,
+        trained_N=laid.trained_N(),
+        fields=laid.fields(np.asarray(layout.order) - span.start),
+        filled_S=laid.filled_S,
     )
+
+
+def _pad(data: Sequence[Datum], bucket: list[int], *, every_position: bool, device: torch.device) -> MicroBatch:
+    chosen = [data[index] for index in bucket]
+    laid = _Positions(chosen, every_position=every_position, device=device)
+    real_BT = np.arange(max(laid.lengths)) < np.asarray(laid.lengths)[:, None]
+    tokens_BT = np.full(real_BT.shape, _PADDING, np.int64)
+    tokens_BT[real_BT] = np.concatenate([one.tokens for one in chosen])
+    head_K = np.flatnonzero(real_BT)[laid.filled_S]
+    return MicroBatch(
+        order=bucket,
+        lengths=laid.lengths,
+        rows=None,
+        tokens_BT=laid.tensor(tokens_BT),
+        positions_1T=laid.tensor(np.arange(real_BT.shape[1]))[None],
+        head_K=None if len(head_K) == real_BT.size else laid.tensor(head_K),
+        targets_U=laid.tensor(laid.targets_N),
+        reads=None,
+        trained_N=laid.trained_N(),
+        fields=laid.fields(np.arange(len(chosen))),
+        filled_S=laid.filled_S,
+    )
+
+
+class _Positions:
+    """The S positions of datums one after the other: which are asked for, which are trained, and a loss's fields."""
+
+    def __init__(self, chosen: Sequence[Datum], *, every_position: bool, device: torch.device) -> None:
+        self.chosen, self.every, self.device = chosen, every_position, device
+        self.lengths = tuple(datum.length for datum in chosen)
+        self.weights_S = np.concatenate([datum.weights for datum in chosen])
+        self.trained_S = self.weights_S != 0
+        self.filled_S = np.ones_like(self.trained_S) if every_position else self.trained_S
+        self.targets_N = np.concatenate([datum.targets for datum in chosen])[self.filled_S]
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """On the device."""
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def trained_N(self) -> Tensor | None:
+        """Which of the N positions are trained; None where only these are asked for."""
+        return self.tensor(np.flatnonzero(self.trained_S[self.filled_S])) if self.every else None
+
+    def fields(self, numbers: np.ndarray) -> TokenFields:
+        """Of the trained positions; `numbers` are the datums' as the caller counts."""
+        return TokenFields(
+            weights_N=self.tensor(self.weights_S[self.trained_S]),
+            datum_N=self.tensor(np.repeat(numbers, self.lengths)[self.trained_S]),
+            datums=len(self.chosen),
+            logprobs_N=self._trained("logprobs"),
+            advantages_N=self._trained("advantages"),
+            reference_N=self._trained("reference"),
+        )
+
+    def _trained(self, name: str) -> Tensor | None:
+        arrays = [getattr(datum, name) for datum in self.chosen]
+        return None if arrays[0] is None else self.tensor(np.concatenate(arrays)[self.trained_S])

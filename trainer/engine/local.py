@@ -1,8 +1,9 @@
 """The engine of one process: a transformers model on the CPU or one GPU, with any number of adapters on it.
 
-Datums are packed into micro-batches without padding, attention works row by row, and only trained positions go through
-the head. Calls hold one lock, so threads may share an engine; sampling then waits for training calls. Not guaranteed:
-the same dropout masks under another split into micro-batches; a router's auxiliary loss (it is left out).
+Datums are packed into micro-batches without padding and attention works row by row, or they are padded in buckets of
+about one length, where attention is torch's plain SDPA; only trained positions go through the head. Calls hold one
+lock, so threads may share an engine; sampling then waits for training calls. Not guaranteed: the same dropout masks
+under another layout or split into micro-batches; a router's auxiliary loss (it is left out).
 T tokens of a micro-batch, K of them through the head, N positions with a log-prob, H hidden size, V vocabulary.
 """
 
@@ -12,7 +13,7 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.data.buckets import BOUNDS
 from trainer.data.datum import Datum
 from trainer.engine import sampling
 from trainer.engine.adapters import Adapters, copy_into, is_adapter, read_config
 from trainer.engine.admission import check_data, check_loss, check_sampling, check_sequence, check_step
 from trainer.engine.attention import Mode, packed, register
 from trainer.engine.base import AdamParams, Completion, ForwardResult, LoraSpec, SamplingParams
-from trainer.engine.batching import LEAST_SHARED, MicroBatch, micro_batches
+from trainer.engine.batching import LEAST_SHARED, MicroBatch, micro_batches, padded_batches
 from trainer.engine.fused import fuse
 from trainer.engine.head import Head
 from trainer.engine.optimizer import MasterAdamW
@@ -61,7 +63,7 @@ class LocalEngine:
 
     `base` is a folder or hub id. Weights are loaded in `settings.dtype`; adapters train in fp32, and so does a full
     model (fp32 masters beside bf16 weights). Raises `ValueError` for a model whose numbers this engine would get wrong:
-    at load a short sequence's log-probs, alone and packed, are compared with the model's own logits.
+    at load the log-probs of a few short rows, laid out together, are compared with the model's own logits.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class LocalEngine:
             torch.set_num_threads(settings.threads)
         self.device = _device(settings.device)
         self.dtype = getattr(torch, settings.dtype)
-        self._mode: Mode = "sdpa" if settings.attention == "sdpa" else "varlen"
+        self._padded = settings.laid_out == "padded"
+        self._mode: Mode = "sdpa" if self._padded or settings.attention == "sdpa" else "varlen"
         self._base_name = str(base)
         self._lm = _load(str(base), self.dtype, revision).to(self.device)  # pyright: ignore[reportArgumentType]
         self._lm.requires_grad_(False).eval()
@@ -86,6 +89,8 @@ class LocalEngine:
         self._fused = self._mode == "varlen" and fuse(self._lm)
         usual = _FUSED_TOKENS if self._fused else _TOKENS.get(self.device.type, _TOKENS["cpu"])
         self._tokens = micro_batch_tokens or usual
+        bounds = BOUNDS.get(self.device.type, BOUNDS["cpu"])
+        self._bounds = replace(bounds, tokens=micro_batch_tokens or bounds.tokens)
         kernels = self.device.type == "cuda" and self.dtype != torch.float32
         self._share = LEAST_SHARED if self._mode == "varlen" and not kernels else 0  # these do not know `Rows.shared`
         self._head = Head.of(self._lm, settings.head_tile)
@@ -197,13 +202,14 @@ class LocalEngine:
             together = self._admit(data, loss)
             found.seq = check_sequence(model, found.seq, seq)
             self._adapters.switch(found.adapter)
-            logprobs, metrics = _empty(data), _Metrics()
-            for batch in self._packed(data, together, every_position=True, share=True):
+            logprobs, metrics, padding = _empty(data), _Metrics(), 0
+            for batch in self._laid(data, together, every_position=True, share=self._share):
                 logprobs_N = batch.logprobs(self._hidden(batch), self._head.logprobs)
                 batch.scatter(logprobs_N, logprobs)
                 assert batch.trained_N is not None
                 metrics.add(*chosen.function(logprobs_N[batch.trained_N], batch.fields, config))
-            return ForwardResult(logprobs, metrics.merged())
+                padding += batch.padding
+            return ForwardResult(logprobs, metrics.merged(), padding)
 
     def forward_backward(
         self,
@@ -221,17 +227,19 @@ class LocalEngine:
             together = self._admit(data, loss)
             found.seq = check_sequence(model, found.seq, seq)
             self._adapters.switch(found.adapter)
-            logprobs, metrics = _empty(data), _Metrics()
+            logprobs, metrics, padding = _empty(data), _Metrics(), 0
+            share = self._share if together == 2 else 0
             with self._training(found):
-                for batch in self._packed(data, together, every_position=False, share=together == 2):
+                for batch in self._laid(data, together, every_position=False, share=share):
                     if batch.targets_U.shape[0]:
+                        padding += batch.padding
                         logprobs_N, value = self._backward(batch, chosen, config)
                         batch.scatter(logprobs_N, logprobs)
                         metrics.add(*value)
                     else:  # nothing is learnt here, but a loss may count the datums
                         metrics.add(*chosen.function(batch.fields.weights_N, batch.fields, config))
                     optimizer.gather()
-            return ForwardResult(logprobs, metrics.merged())
+            return ForwardResult(logprobs, metrics.merged(), padding)
 
     def _admit(self, data: Sequence[Datum], loss: str) -> int:
         """Check the data for `loss`; returns how many neighbours must stay together."""
@@ -240,17 +248,11 @@ class LocalEngine:
         check_loss(data, loss, spec)
         return 2 if spec.pairs else 1
 
-    def _packed(
-        self, data: Sequence[Datum], together: int, *, every_position: bool, share: bool
-    ) -> Iterator[MicroBatch]:
-        return micro_batches(
-            data,
-            self._tokens,
-            every_position=every_position,
-            device=self.device,
-            together=together,
-            share=self._share if share else 0,
-        )
+    def _laid(self, data: Sequence[Datum], together: int, *, every_position: bool, share: int) -> Iterator[MicroBatch]:
+        how: dict[str, Any] = {"every_position": every_position, "device": self.device, "together": together}
+        if self._padded:
+            return padded_batches(data, self._bounds, **how)
+        return micro_batches(data, self._tokens, share=share, **how)
 
     def optim_step(
         self, model: str, params: AdamParams, *, denominator: float, seq: int | None = None
@@ -298,9 +300,9 @@ class LocalEngine:
         extra: dict[str, Any] = {"trainer_rows": batch.rows} if self._mode == "varlen" else {}
         if self._fused:
             extra["trainer_keep"] = batch.head_K
-        with packed(batch.rows, self._mode):
-            output = self._decoder(input_ids=batch.tokens_1T, position_ids=batch.positions_1T, use_cache=False, **extra)
-        hidden_KH = output[0][0]
+        with nullcontext() if batch.rows is None else packed(batch.rows, self._mode):
+            output = self._decoder(input_ids=batch.tokens_BT, position_ids=batch.positions_1T, use_cache=False, **extra)
+        hidden_KH = output[0].flatten(0, 1)
         return hidden_KH if self._fused or batch.head_K is None else hidden_KH.index_select(0, batch.head_K)
 
     def _backward(
@@ -376,15 +378,15 @@ class LocalEngine:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Compare our packed log-probs with the model's own logits, row by row; raise `ValueError` when they differ."""
+        """Compare our log-probs of rows laid out with the model's own logits; raise `ValueError` when they differ."""
         generator = np.random.default_rng(0)
         lengths = [min(n, self.context_length) for n in (5, 9, 7)]
         ids = [generator.integers(0, self.vocabulary, n + 1) for n in lengths]
         ids[1][: lengths[0] - 2] = ids[0][: lengths[0] - 2]
         data = [Datum(row[:-1], row[1:], np.ones(len(row) - 1, dtype=np.float32)) for row in ids]
-        (batch,) = micro_batches(data, sum(lengths), every_position=True, device=self.device, share=min(self._share, 1))
         ours = _empty(data)
-        batch.scatter(batch.logprobs(self._hidden(batch), self._head.logprobs), ours)
+        for batch in self._laid(data, 1, every_position=True, share=min(self._share, 1)):
+            batch.scatter(batch.logprobs(self._hidden(batch), self._head.logprobs), ours)
         for row, mine in zip(ids, ours, strict=True):
             row_N = torch.from_numpy(row).to(self.device)
             logits_NV = self._lm(input_ids=row_N[None, :-1], use_cache=False).logits[0].float()

@@ -136,6 +136,7 @@ class TrainingLoop(ABC):
             spec.train, held_out=len(material.held_out), questions=len(material.questions), logged=self.logged
         )
         self.ready = False
+        self.padding = 0  # tokens laid as padding in this step
         self.saver = Saver(
             self.root, lora=spec.hyper.lora_rank != 0, keep=spec.train.keep_checkpoints, reporter=reporter, disk=disk,
             background=spec.train.async_checkpoints,
@@ -264,7 +265,7 @@ class TrainingLoop(ABC):
         """One optimizer step: gradients of its batches, summed; one division; one update."""
         started = time.perf_counter()
         epoch, batches = step
-        trained = 0
+        trained = self.padding = 0
         tokens = sum(self.lengths[row] for batch in batches for row in batch)
         values: dict[str, float] = {"epoch": epoch}
         with self.stage(STEP):
@@ -284,6 +285,7 @@ class TrainingLoop(ABC):
             values["skipped_steps"] = cursor.skipped_steps
         perf = {
             f"{PERF}seconds": seconds, f"{PERF}tokens_per_second": tokens / seconds, f"{PERF}peak_mb": _peak_mb(),
+            f"{PERF}padded_tokens": self.padding,
         }  # fmt: skip
         self.reporter.progress(100.0 * cursor.step / self.total, epoch=epoch, input_tokens=cursor.tokens)
         self.reporter.metrics(cursor.step, {**values, **perf})
@@ -292,6 +294,7 @@ class TrainingLoop(ABC):
     def checked(self, data: list[Datum], **loss: Any) -> ForwardResult:
         """Add one batch's gradient. Raises `FloatingPointError` when its loss is not finite."""
         result = self.engine.forward_backward(MODEL, data, **loss)
+        self.padding += result.padding
         if not math.isfinite(found := result.metrics["loss:sum"]):
             self.engine.clear_gradient(MODEL)
             raise FloatingPointError(f"the loss is {found}")
