@@ -93,7 +93,9 @@ GROUPED = {0: 4, 8: 32}  # by rank
 
 
 def best(kind: str, work: Work) -> Arm:
-    """The fastest of TRL's candidates in the last `--sweep` of chats."""
+    """The fastest of TRL's candidates in the last `--sweep` of chats; of rows of one length, a step's at once."""
+    if work.shortest == work.longest:
+        return {"trl-padded": Arm(kind, 32), "trl-packed": Arm(kind, 1, 1024)}[kind]
     found = {"trl-padded": Arm(kind, 4), "trl-packed": Arm(kind, 1, 512), "trl-grouped": Arm(kind, GROUPED[work.rank])}
     return found[kind]
 

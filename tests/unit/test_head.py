@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -88,16 +89,34 @@ def test_frozen_head_gets_no_gradient() -> None:
     assert hidden.grad is not None and head.weight_VH.grad is None
 
 
-def fake_model(**config: object) -> SimpleNamespace:
+def test_a_target_that_is_all_but_impossible_has_a_finite_logprob_and_gradient() -> None:
+    head = Head(nn.Linear(1, 3, bias=False), None, 4)
+    with torch.no_grad():
+        head.weight_VH.copy_(torch.tensor([[0.0], [1000.0], [1000.0]]))
+    hidden = torch.ones(1, 1, requires_grad=True)
+    logprobs = head.logprobs(hidden, torch.tensor([0]))
+    assert logprobs.item() == pytest.approx(-1000 - math.log(2))  # exp(-1000) is 0 in fp32
+    logprobs.sum().backward()
+    assert head.weight_VH.grad is not None
+    torch.testing.assert_close(head.weight_VH.grad, torch.tensor([[1.0], [-0.5], [-0.5]]))
+
+
+def fake_model(*, vocabulary: int = 2**20, device: str = "meta", **config: object) -> SimpleNamespace:
     text = SimpleNamespace(**config)
     return SimpleNamespace(
         config=SimpleNamespace(get_text_config=lambda: text),
-        get_output_embeddings=lambda: nn.Linear(2, 2**20, device="meta"),
+        get_output_embeddings=lambda: nn.Linear(1, vocabulary, device=device),
     )
 
 
 def test_tile_times_vocabulary_is_bounded() -> None:
     assert Head.of(fake_model(), 1024).tile == 32
+
+
+@pytest.mark.parametrize(("vocabulary", "tile"), [(512, 1024), (8192, 512), (2**15, 128), (2**18, 128), (2**20, 32)])
+def test_a_tile_fits_the_cache_of_a_cpu(vocabulary: int, tile: int) -> None:
+    assert Head.of(fake_model(vocabulary=vocabulary, device="cpu"), 1024).tile == tile
+    assert Head.of(fake_model(vocabulary=vocabulary, device="cpu"), 8).tile == 8
 
 
 def test_unknown_scaling_is_refused_by_name() -> None:

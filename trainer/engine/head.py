@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _MAX_TILE_ELEMENTS = 2**25  # a tile's logits take at most 128 MiB in fp32, whatever the vocabulary
+_CACHED_ELEMENTS = 2**22  # 16 MiB: a CPU's cache holds them, and malloc gives them out again without new pages
+_LEAST_CACHED = 128  # positions; each tile walks through the whole gradient of the head, too
 _UNKNOWN_SCALINGS = ("logit_scale", "logits_scaling", "logits_scale", "output_multiplier_scale")
 
 
@@ -38,11 +40,10 @@ class Head:
             if getattr(config, name, None) not in (None, 1, 1.0):
                 raise ValueError(f"config.{name}={getattr(config, name)}: this scaling of the logits is not supported")
         vocabulary = module.weight.shape[0]
-        return cls(
-            module,
-            getattr(config, "final_logit_softcapping", None),
-            max(1, min(tile, _MAX_TILE_ELEMENTS // vocabulary)),
-        )
+        tile = max(1, min(tile, _MAX_TILE_ELEMENTS // vocabulary))
+        if module.weight.device.type == "cpu":
+            tile = min(tile, max(_LEAST_CACHED, _CACHED_ELEMENTS // vocabulary))
+        return cls(module, getattr(config, "final_logit_softcapping", None), tile)
 
     @property
     def weight_VH(self) -> Tensor:
@@ -72,6 +73,15 @@ class Head:
 
 def _capped(logits_nV: Tensor, softcap: float | None) -> Tensor:
     return logits_nV if softcap is None else torch.tanh(logits_nV / softcap) * softcap
+
+
+def _exponentials(logits_nV: Tensor, targets_n1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logits - max), in place of the logits; their sums [n, 1]; log p(target) [n]."""
+    most_n1 = logits_nV.amax(-1, keepdim=True)
+    target_n1 = logits_nV.gather(1, targets_n1) - most_n1
+    work_nV = logits_nV.sub_(most_n1).exp_()
+    sum_n1 = work_nV.sum(-1, keepdim=True)
+    return work_nV, sum_n1, (target_n1 - sum_n1.log())[:, 0]
 
 
 def _tiles(count: int, tile: int) -> Iterator[slice]:
@@ -128,10 +138,8 @@ def _tile_gradient(
     hidden_nH, target_n1, slope_n1 = hidden_NH[tile], targets_N[tile, None], slopes_N[tile, None]
     logits_nV = head.logits(hidden_nH)
     cap_slope_nV = None if head.softcap is None else 1 - (logits_nV / head.softcap) ** 2
-    work_nV = torch.log_softmax(logits_nV, dim=-1)
-    del logits_nV
-    logprobs_n = work_nV.gather(1, target_n1)[:, 0]
-    work_nV.exp_().mul_(-slope_n1).scatter_add_(1, target_n1, slope_n1)
+    work_nV, sum_n1, logprobs_n = _exponentials(logits_nV, target_n1)
+    work_nV.mul_(-slope_n1 / sum_n1).scatter_add_(1, target_n1, slope_n1)
     if cap_slope_nV is not None:
         work_nV.mul_(cap_slope_nV)
     gradients.add(tile, hidden_nH, work_nV)
@@ -175,9 +183,7 @@ class _Recomputed(torch.autograd.Function):
         del weight_VH, bias_V
         logprobs_N = torch.empty(targets_N.shape, dtype=torch.float32, device=hidden_NH.device)
         for tile in _tiles(targets_N.shape[0], head.tile):
-            logits_nV = head.logits(hidden_NH[tile])
-            logprobs_N[tile] = torch.log_softmax(logits_nV, -1).gather(1, targets_N[tile, None])[:, 0]
-            del logits_nV
+            logprobs_N[tile] = _exponentials(head.logits(hidden_NH[tile]), targets_N[tile, None])[2]
         ctx.save_for_backward(hidden_NH, targets_N)
         ctx.head = head
         return logprobs_N
