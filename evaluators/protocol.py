@@ -93,6 +93,7 @@ class Limits:
     result_bytes: int = 64 << 10
     stdout_kept_bytes: int = 64 << 10
     stdout_bytes: int = 512 << 10  # printed beyond it: output_flood
+    host_calls: int = 0  # questions to the host's broker that a row may ask; only where one serves
 
     @classmethod
     def snippet(cls) -> Limits:

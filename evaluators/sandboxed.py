@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from evaluators.judge_desk import Desk
 from evaluators.protocol import Isolation, Limits, Program, Result
 from evaluators.sandbox import CodeResult, Sandbox, run_code
 
 
 class SandboxRunner:
-    """A `Runner` over one `Sandbox`. tier and allow_none: as there."""
+    """A `Runner` over one `Sandbox`. tier and allow_none: as there. desk: who answers what evaluators ask a judge."""
 
-    def __init__(self, tier: str = "auto", *, workers: int | None = None, allow_none: bool = False) -> None:
+    def __init__(
+        self, tier: str = "auto", *, workers: int | None = None, allow_none: bool = False, desk: Desk | None = None
+    ) -> None:
         self._tier, self._workers, self._allow_none = tier, workers, allow_none
+        self._desk = desk
         self._opened: Sandbox | None = None
 
     @property
@@ -34,7 +38,7 @@ class SandboxRunner:
         groups: Sequence[int] | None = None,
     ) -> list[Result]:
         """Rows through a program."""
-        return self.sandbox.evaluate(program, rows, limits=limits, isolation=isolation, groups=groups)
+        return self.sandbox.evaluate(program, rows, limits=limits, isolation=isolation, groups=groups, desk=self._desk)
 
     def run_code(self, code: str, stdin: str, limits: Limits) -> CodeResult:
         """Code that the model wrote."""

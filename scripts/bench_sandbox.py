@@ -2,7 +2,8 @@
 
 One trivial reward, side by side in one run and alternating: row-isolated, groups of eight, an interpreter spawned for
 each score, and a worker that calls `exec`'d code in its own process (no isolation at all). Counted in CPU seconds of
-every process involved, since wall time says little on a shared machine; starting the jails is measured apart.
+every process involved, since wall time says little on a shared machine; starting the jails is measured apart. Then each
+fence that works here, side by side: a cold start, and one evaluation in a warm jail.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Callable
 from evaluators.protocol import Isolation, Limits, Program, Tier
 from evaluators.sandbox import Sandbox
 from evaluators.sandbox.jail import Jail
+from evaluators.sandbox.machine import works
 
 SOURCE = "def score(answer, truth):\n    return float(truth in answer)\n"
 PROGRAM = Program({"reward.py": SOURCE.encode()}, "reward.py::score")
 LIMITS = Limits.snippet()
 GROUP = 8
+WARM = 30  # evaluations in each jail, where fences are compared
 BARS = {"row": 450, "group of 8": 2500}
 _SPAWNED = SOURCE + "import json, sys\nprint(json.dumps(score(**json.load(sys.stdin))))\n"
 _WORKER = """\
@@ -101,22 +104,58 @@ def measure(arm: str, count: int) -> tuple[float, list[float]]:
     return (count - GROUP) / max(used - start, 1e-9), seconds
 
 
-def cold_start() -> float:
-    """Wall seconds from nothing to the first score."""
-    started = time.perf_counter()
-    jail = Jail(PROGRAM, LIMITS, tier=Tier.STANDARD)
-    jail.run([(json.dumps(rows(1)[0]).encode(), 0)])
-    seconds = time.perf_counter() - started
+FENCES = {
+    "standard, own": (Tier.STANDARD, "own"),
+    "standard, bwrap": (Tier.STANDARD, "bwrap"),
+    "landlock": (Tier.LANDLOCK, "own"),
+    "strong": (Tier.STRONG, "own"),
+}
+
+
+def start(tier: Tier, launcher: str) -> tuple[float, float, list[float]]:
+    """Wall and CPU seconds from nothing to the first score, and wall seconds of each of some more in the same jail."""
+    row = [(json.dumps(rows(1)[0]).encode(), 0)]
+    before, started = cpu_seconds(), time.perf_counter()
+    jail = Jail(PROGRAM, LIMITS, tier=tier, launcher=launcher)
+    jail.run(row)
+    cold, later = time.perf_counter() - started, []
     jail.close()
-    return seconds
+    used = cpu_seconds() - before
+    jail = Jail(PROGRAM, LIMITS, tier=tier, launcher=launcher)
+    for _ in range(WARM):
+        started = time.perf_counter()
+        jail.run(row)
+        later.append(time.perf_counter() - started)
+    jail.close()
+    return cold, used, later
+
+
+def fences(rounds: int) -> None:
+    """Print what each fence costs, in turns."""
+    print(f"{'':<18}{'cold ms':>10}{'worst':>8}{'CPU ms':>9}{'warm p50 ms':>13}{'p99 ms':>9}")
+    usable = {name: fence for name, fence in FENCES.items() if not works(*fence)}
+    found: dict[str, list[tuple[float, float, list[float]]]] = {name: [] for name in usable}
+    for _ in range(rounds):
+        for name, fence in usable.items():
+            found[name].append(start(*fence))
+    for name, each in found.items():
+        colds, warm = sorted(cold for cold, _, _ in each), sorted(one for _, _, later in each for one in later)
+        used = statistics.median(used for _, used, _ in each)
+        print(f"{name:<18}{statistics.median(colds) * 1e3:>10.0f}{colds[-1] * 1e3:>8.0f}{used * 1e3:>9.0f}"
+              f"{warm[len(warm) // 2] * 1e3:>13.2f}{warm[int(len(warm) * 0.99)] * 1e3:>9.2f}")  # fmt: skip
+    print("cold start: bar 150 ms for tier standard; load average", *os.getloadavg())
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=15, help="cold starts of each fence")
+    parser.add_argument("--only-fences", action="store_true", help="only compare the fences")
     words = parser.parse_args()
+    if words.only_fences:
+        return fences(words.starts)
     sandboxed(GROUP, Isolation.ROW)  # the self-check, once
     found: dict[str, list[tuple[float, list[float]]]] = {arm: [] for arm in ARMS}
     for _ in range(words.rounds):
@@ -131,9 +170,8 @@ def main() -> None:
         print(
             f"{arm:<18}{rate:>16,.0f}{BARS.get(arm, ''):>8}{median * 1e3:>9.2f}{late * 1e3:>9.2f}{late / median:>9.1f}"
         )
-    colds = sorted(cold_start() for _ in range(15))
-    print(f"cold start, ms: {colds[7] * 1e3:.0f} median, {colds[-1] * 1e3:.0f} worst of 15 (bar 150)")
     print("group rows carry the seconds of their whole process; load average", *os.getloadavg())
+    fences(words.starts)
 
 
 if __name__ == "__main__":

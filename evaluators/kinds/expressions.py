@@ -1,8 +1,9 @@
 r"""Mathematical expressions, as models and data sets write them, read and compared without running anything.
 
 A recursive-descent parser over a bounded number of tokens, plain or LaTeX (`\frac{1}{2}`, `3\sqrt{2}`, `2x^2-1`,
-`1,234.5`), gives a tree; two trees are equal if they have the same value at several fixed points of their variables.
-Rational arithmetic is exact; roots, logarithms and the like are compared in complex floating point.
+`1,234.5`), gives a tree of plain tuples; two trees are equal if they have the same value at several fixed points of
+their variables. Rational arithmetic is exact; roots, logarithms and the like are compared in complex floating point.
+Only the standard library, and nothing else of this package, so that the file can be put into a jail as it is.
 
 Not guaranteed: two expressions that differ only where none of the points lies are called equal.
 """
@@ -21,10 +22,14 @@ from typing import Any
 MAX_TOKENS = 400
 MAX_DEPTH = 40
 MAX_BITS = 4_096  # of a numerator or denominator; beyond it an expression is refused, not computed
+_INDEX = "[index"  # the bracket in \\sqrt[3]{2}
 _RELATIVE = 1e-9  # to which inexact values must agree
 
 Value = Fraction | complex
 Env = Mapping[str, Value]
+# ("number", Fraction) ("constant", name) ("variable", name) ("call", name, tree) ("root", index, tree)
+# ("log", base, tree) ("+" "-" "*" "/" "^" "binom", left, right) ("minus" "absolute" "factorial", tree)
+Tree = tuple[Any, ...]
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d*)?|\.\d+)(?P<power>[eE][+-]?\d+)?"
@@ -34,13 +39,12 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sqrt": cmath.sqrt, "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "exp": cmath.exp, "ln": cmath.log,
     "log": cmath.log, "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan, "asin": cmath.asin,
     "acos": cmath.acos, "atan": cmath.atan, "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
+    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x),
 }  # fmt: skip
 _SIGNS = {"**": "^", "·": "*", "×": "*", "÷": "/", "−": "-", "–": "-", "{": "(", "}": ")", "[": "(", "]": ")"}
 _COMMAND_SIGNS = {"cdot": "*", "times": "*", "div": "/", "ast": "*", "lbrace": "(", "rbrace": ")"}
+_COMMAND_NAMES = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
 _SILENT = {"left", "right", "displaystyle", "quad", "qquad", "big", "Big", "bigl", "bigr", "limits", "mathrm"}
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
-}  # fmt: skip
 _CONSTANTS: dict[str, Value] = {"pi": complex(math.pi), "π": complex(math.pi), "e": complex(math.e), "i": 1j}
 _POINTS = (  # what variables are, one tuple after another; neither small nor related, so that chance equality is rare
     (Fraction(7, 3), Fraction(-11, 5), Fraction(13, 7), Fraction(17, 11), Fraction(-19, 13)),
@@ -57,8 +61,12 @@ class NotAnExpression(ValueError):
 class Expression:
     """A parsed expression: `at` computes it for values of its `variables`."""
 
-    at: Callable[[Env], Value]
+    tree: Tree
     variables: frozenset[str]
+
+    def at(self, env: Env) -> Value:
+        """Its value. Raises `NotAnExpression` where that is too large, `ArithmeticError` or `ValueError` where none."""
+        return _value(self.tree, env)
 
 
 def parse(text: str) -> Expression:
@@ -83,7 +91,7 @@ def same(left: Expression, right: Expression, *, tolerance: float = 0.0) -> bool
             raise NotAnExpression(f"{len(names)} variables; {len(point)} are understood")
         try:
             one, other = left.at(env), right.at(env)
-        except (ZeroDivisionError, OverflowError, ValueError) as error:
+        except (ArithmeticError, ValueError) as error:
             if isinstance(error, NotAnExpression):
                 raise
             continue
@@ -111,7 +119,8 @@ def _tokens(text: str) -> list[str]:
         if match is None:
             raise NotAnExpression(f"unexpected {text[at : at + 10]!r}")
         at = match.end()
-        found += _token(match)
+        more = _token(match)
+        found += [_INDEX] if match["sign"] == "[" and found[-1:] == ["sqrt"] else more
         if len(found) > MAX_TOKENS:
             raise NotAnExpression(f"more than {MAX_TOKENS} tokens")
     return found
@@ -124,7 +133,7 @@ def _token(match: re.Match[str]) -> list[str]:
         name = match["command"]
         if name in _SILENT:
             return []
-        return [_COMMAND_SIGNS.get(name, "frac" if name in ("dfrac", "tfrac", "cfrac") else name)]
+        return [_COMMAND_SIGNS.get(name, _COMMAND_NAMES.get(name, name))]
     if match["word"]:
         return _words(match["word"])
     return [_SIGNS.get(match["sign"], match["sign"])]
@@ -140,9 +149,6 @@ def _words(word: str) -> list[str]:
         found.append(name)
         word = word[len(name) :]
     return found
-
-
-Tree = Callable[[Env], Value]
 
 
 class _Parser:
@@ -168,7 +174,7 @@ class _Parser:
         tree = self.product(depth)
         while self.peek() in ("+", "-"):
             sign = self.take()
-            tree = _binary(sign, tree, self.product(depth))
+            tree = (sign, tree, self.product(depth))
         return tree
 
     def product(self, depth: int) -> Tree:
@@ -177,29 +183,28 @@ class _Parser:
             mark = self.peek()
             if mark in ("*", "/"):
                 self.take()
-                tree = _binary(mark, tree, self.signed(depth))
+                tree = (mark, tree, self.signed(depth))
             elif mark and mark not in "+-)|!^":
                 mixed = _is_whole(self.tokens[self.at - 1]) and mark[0].isdigit()
                 mixed = mixed or (mark == "frac" and _is_whole(self.tokens[self.at - 1]))
-                tree = self._mixed(tree, depth) if mixed else _binary("*", tree, self.power(depth))
+                tree = self._mixed(tree, depth) if mixed else ("*", tree, self.power(depth))
             else:
                 return tree
 
     def _mixed(self, whole: Tree, depth: int) -> Tree:
         """`1 1/2` and `1\\frac{1}{2}` are one and a half."""
         if self.peek() == "frac":
-            return _binary("+", whole, self.atom(depth))
+            return ("+", whole, self.atom(depth))
         top = self.power(depth)
         self.take("/")
-        return _binary("+", whole, _binary("/", top, self.power(depth)))
+        return ("+", whole, ("/", top, self.power(depth)))
 
     def signed(self, depth: int) -> Tree:
         if self.peek() == "-":
             self.take()
             if depth > MAX_DEPTH:
                 raise NotAnExpression(f"nested deeper than {MAX_DEPTH}")
-            inner = self.signed(depth + 1)
-            return lambda env: -inner(env)
+            return ("minus", self.signed(depth + 1))
         if self.peek() == "+":
             self.take()
             return self.signed(depth + 1) if depth <= MAX_DEPTH else self.power(depth)
@@ -209,33 +214,29 @@ class _Parser:
         base = self.atom(depth)
         while self.peek() == "!":
             self.take()
-            base = _factorial(base)
+            base = ("factorial", base)
         if self.peek() == "^":
             self.take()
             if depth > MAX_DEPTH:
                 raise NotAnExpression(f"nested deeper than {MAX_DEPTH}")
-            exponent = self.signed(depth + 1)
-            return _binary("^", base, exponent)
+            return ("^", base, self.signed(depth + 1))
         return base
 
     def atom(self, depth: int) -> Tree:  # noqa: PLR0911 - one return a kind of atom
         mark = self.take()
         if mark[0].isdigit() or mark[0] == ".":
-            value = _number(mark)
-            return lambda _: value
+            return ("number", _number(mark))
         if mark == "(":
             return self.closed(depth, ")")
         if mark == "|":
-            inner = self.closed(depth, "|")
-            return lambda env: _absolute(inner(env))
-        if mark == "frac":
+            return ("absolute", self.closed(depth, "|"))
+        if mark in ("frac", "binom"):
             top = self.argument(depth)
-            return _binary("/", top, self.argument(depth))
+            return ("/" if mark == "frac" else "binom", top, self.argument(depth))
         if mark in _FUNCTIONS:
             return self._call(mark, depth)
         if mark in _CONSTANTS:
-            constant = _CONSTANTS[mark]
-            return lambda _: constant
+            return ("constant", "pi" if mark == "π" else mark)
         if mark[0].isalpha():
             return self._variable(mark)
         raise NotAnExpression(f"unexpected {mark!r}")
@@ -256,11 +257,21 @@ class _Parser:
         return self.atom(depth)
 
     def _call(self, name: str, depth: int) -> Tree:
-        inner = self.argument(depth) if self.peek() == "(" or name == "sqrt" else self.power(depth)
         if name == "sqrt":
-            return lambda env: _root(inner(env))
-        function = _FUNCTIONS[name]
-        return lambda env: function(complex(inner(env)))
+            return self._root(depth)
+        base: Tree | None = None
+        if name == "log" and self.peek() == "_":
+            self.take()
+            base = self.argument(depth)
+        inner = self.argument(depth) if self.peek() == "(" else self.power(depth)
+        return ("call", name, inner) if base is None else ("log", base, inner)
+
+    def _root(self, depth: int) -> Tree:
+        index: Tree = ("number", Fraction(2))
+        if self.peek() == _INDEX:
+            self.take()
+            index = self.closed(depth, ")")
+        return ("root", index, self.argument(depth))
 
     def _variable(self, name: str) -> Tree:
         if len(name) > 12:
@@ -273,18 +284,26 @@ class _Parser:
                 self.take(")")
             name = f"{name}_{inside}"
         self.variables.add(name)
-        return lambda env: env[name]
+        return ("variable", name)
 
 
-def _binary(sign: str, left: Tree, right: Tree) -> Tree:
-    return lambda env: _apply(sign, left(env), right(env))
+def _value(tree: Tree, env: Env) -> Value:
+    kind = tree[0]
+    if kind == "number":
+        return tree[1]
+    if kind in ("constant", "variable"):
+        return _CONSTANTS[tree[1]] if kind == "constant" else env[tree[1]]
+    if kind == "call":
+        return _FUNCTIONS[tree[1]](complex(_value(tree[2], env)))
+    return _OPERATORS[kind](*(_value(part, env) for part in tree[1:]))
 
 
-def _apply(sign: str, left: Value, right: Value) -> Value:
-    if sign == "^":
-        return _power(left, right)
-    found = _OPERATORS[sign](left, right)
-    return _bounded(found) if isinstance(found, Fraction) else complex(found)
+def _exact(operation: Callable[[Any, Any], Any]) -> Callable[[Value, Value], Value]:
+    def apply(left: Value, right: Value) -> Value:
+        found = operation(left, right)
+        return _bounded(found) if isinstance(found, Fraction) else complex(found)
+
+    return apply
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -308,14 +327,25 @@ def _root(value: Value) -> Value:
     return cmath.sqrt(complex(value))
 
 
-def _factorial(inner: Tree) -> Tree:
-    def at(env: Env) -> Value:
-        value = inner(env)
-        if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 200:
-            raise NotAnExpression("a factorial of something other than 0 to 200")
-        return Fraction(math.factorial(int(value)))
+def _indexed_root(index: Value, value: Value) -> Value:
+    """The real root where there is one, else the principal one."""
+    if index == 2:
+        return _root(value)
+    if isinstance(index, Fraction) and index.denominator == 1 and index % 2 and isinstance(value, Fraction):
+        return complex(math.copysign(abs(float(value)) ** float(1 / index), value))
+    return complex(value) ** (1 / complex(index))
 
-    return at
+
+def _factorial(value: Value) -> Value:
+    if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= 200:
+        raise NotAnExpression("a factorial of something other than 0 to 200")
+    return Fraction(math.factorial(int(value)))
+
+
+def _binomial(top: Value, bottom: Value) -> Value:
+    if not all(isinstance(one, Fraction) and one.denominator == 1 and 0 <= one <= 1_000 for one in (top, bottom)):
+        raise NotAnExpression("a binomial coefficient of something other than 0 to 1,000")
+    return Fraction(math.comb(int(top.real), int(bottom.real)))
 
 
 def _absolute(value: Value) -> Value:
@@ -337,3 +367,10 @@ def _bounded(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise NotAnExpression("a number too large to compute")
     return value
+
+
+_OPERATORS: dict[str, Callable[..., Value]] = {
+    "+": _exact(operator.add), "-": _exact(operator.sub), "*": _exact(operator.mul), "/": _exact(operator.truediv),
+    "^": _power, "root": _indexed_root, "log": lambda base, value: cmath.log(complex(value)) / cmath.log(complex(base)),
+    "binom": _binomial, "minus": lambda value: -value, "absolute": _absolute, "factorial": _factorial,
+}  # fmt: skip

@@ -4,19 +4,23 @@ Where the answer stands, in this order: the last `\boxed{...}`, after the last `
 `<answer>...</answer>`, after the last "answer is", else the last number of the text (`anywhere`). Compared are numbers
 (fractions, decimals, thousands separators, percent, units, currency), expressions, and lists of them; what is no
 expression is compared as text. Percent: `50%` equals `50%`, and, against a truth without the sign, both 50 and 0.5.
+With `symbolic: sympy` what is not found equal is asked of sympy, in the sandbox (`symbolic.py`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field
 
-from evaluators.kinds.base import OfRows, Settings, Tools
+from evaluators.kinds import symbolic
+from evaluators.kinds.base import OfRows, Runner, Settings, Tools
 from evaluators.kinds.exact_match import last_tag
 from evaluators.kinds.expressions import NotAnExpression, parse, same
-from evaluators.protocol import Metric, Score
+from evaluators.protocol import Metric, Program, Result, Score
 from evaluators.rows import Row, accepted, answer
 
 MAX_ANSWER = 2_000  # characters of the found answer that are read
@@ -26,6 +30,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}
 _DRESS = ("\\$", "$", "£", "€", "\\(", "\\)", "\\[", "\\]", "\\!", "\\,", "\\;", "\\:", "\\ ", "\\left", "\\right",
           "^\\circ", "^{\\circ}", "°", "\u00a0", "**", "`")  # fmt: skip
 _UNIT = re.compile(r"([-+]?[\d.,/ ]*\d(?:[eE][+-]?\d+)?)\s*([a-zA-Z][a-zA-Z .²³/^0-9-]*)")
+_PLAIN = re.compile(r"[-+−]?(?:\d+(?:\.\d*)?|\.\d+)%?")
 _LEFT_SIDE = re.compile(r"\s*[a-zA-Z](?:_\{?\w\}?)?(?:\([a-zA-Z]\))?\s*=(?!=)")
 
 
@@ -42,22 +47,77 @@ class Maths(Settings):
     units: Literal["ignore", "compare"] = Field(
         "ignore", description="compare: a unit of the truth must be the answer's"
     )
+    symbolic: Literal["off", "sympy"] = Field(
+        "off", description="sympy: also what sympy proves equal, in the sandbox; it must be installed"
+    )
+    symbolic_seconds: float = Field(2.0, gt=0, le=60, description="for one row; later is `timeout`")
 
 
-def build(settings: Maths, _: Tools) -> OfRows:
-    """The evaluator."""
+@dataclass(frozen=True)
+class SymbolicMaths:
+    """Rows by value, and by sympy where those differ."""
 
-    def score(row: Row) -> Score:
-        given, mark = find(answer(row))
-        marked = mark != "last number"
-        metrics = {"marked": Metric(float(marked), reason=mark or "no number at all")}
-        if given is None or (settings.where == "marked" and not marked):
-            return Score(0.0, reason="no marked answer" if given else "no answer found", metrics=metrics)
-        truths = [find(text)[0] or text if _is_worked(text) else text for text in accepted(row, settings.field)]
-        right = any(equal(given, truth, tolerance=settings.tolerance, units=settings.units) for truth in truths)
-        return Score(float(right), reason=f"{given[:80]!r} ({mark})", metrics=metrics)
+    settings: Maths
+    runner: Runner
+    program: Program
 
-    return OfRows(score)
+    def evaluate(self, rows: Sequence[Row], *, groups: Sequence[Hashable] | None = None) -> list[Result]:
+        """One result a row; one that sympy does not decide in time ends with `timeout`."""
+        results = OfRows(lambda row: _score(row, self.settings)).evaluate(rows)
+        asked: dict[int, tuple[str, list[str]]] = {}
+        for index, result in enumerate(results):
+            pair = (
+                _compared(rows[index], self.settings) if result.ok and result.score and not result.score.score else None
+            )
+            if pair is not None:
+                asked[index] = pair
+        seconds = self.settings.symbolic_seconds
+        decided = symbolic.decide(list(asked.values()), self.runner, asked=self.program, seconds=seconds)
+        for index, found in zip(asked, decided, strict=True):
+            results[index] = _decided(results[index], found)
+        return results
+
+
+def build(settings: Maths, tools: Tools) -> OfRows | SymbolicMaths:
+    """The evaluator. Raises `ValueError` where sympy is asked for and not there, or without a sandbox for it."""
+    if settings.symbolic == "sympy":
+        return SymbolicMaths(settings, tools.sandbox("maths"), symbolic.program())
+    return OfRows(lambda row: _score(row, settings))
+
+
+def _score(row: Row, settings: Maths) -> Score:
+    given, mark = find(answer(row))
+    marked = mark != "last number"
+    metrics = {"marked": Metric(float(marked), reason=mark or "no number at all")}
+    if given is None or (settings.where == "marked" and not marked):
+        return Score(0.0, reason="no marked answer" if given else "no answer found", metrics=metrics)
+    truths = _truths(row, settings)
+    right = any(equal(given, truth, tolerance=settings.tolerance, units=settings.units) for truth in truths)
+    return Score(float(right), reason=f"{given[:80]!r} ({mark})", metrics=metrics)
+
+
+def _truths(row: Row, settings: Maths) -> list[str]:
+    return [find(text)[0] or text if _is_worked(text) else text for text in accepted(row, settings.field)]
+
+
+def _compared(row: Row, settings: Maths) -> tuple[str, list[str]] | None:
+    """What sympy is asked of a row that is not equal by value: never of plain numbers, which are decided."""
+    given, mark = find(answer(row))
+    if given is None or (settings.where == "marked" and mark == "last number"):
+        return None
+    truths = [_clean(truth) for truth in _truths(row, settings)]
+    given = _clean(given)
+    if not given or (_PLAIN.fullmatch(given) and all(map(_PLAIN.fullmatch, truths))):
+        return None
+    return given, truths
+
+
+def _decided(own: Result, found: Result) -> Result:
+    """The row's result with sympy's word: its score where it decided, its status where it did not."""
+    if not found.ok or found.score is None or own.score is None:
+        return replace(found, score=None)
+    metrics = {**own.score.metrics, "symbolic": Metric(found.score.score, reason=found.score.reason)}
+    return replace(own, score=replace(own.score, score=found.score.score, metrics=metrics), tier=found.tier)
 
 
 def find(text: str) -> tuple[str | None, str]:

@@ -16,6 +16,8 @@ from evaluators.protocol import Limits
 _ROOT = Path("/sys/fs/cgroup")
 _OWN_BYTES = 48 << 20  # supervisor and launcher
 _OWN_PROCESSES = 4
+_KERNEL_BYTES = 192 << 20  # a kernel of the jail's own, besides: its programs and what they know of the guest
+_KERNEL_PROCESSES = 400  # its threads, and those that stand for the guest's
 _NUMBER = itertools.count()
 _REMOVE_SECONDS = 1.0
 
@@ -28,8 +30,11 @@ class Cgroup:
         self.version = version
 
     @classmethod
-    def create(cls, limits: Limits) -> Cgroup | None:
-        """A new group with `limits`, or None where this process may not make one."""
+    def create(cls, limits: Limits, *, kernel: bool = False) -> Cgroup | None:
+        """A new group with `limits`, or None where this process may not make one.
+
+        kernel: the jail runs on a kernel of its own, which needs room beside the limits and keeps them itself.
+        """
         version, parents = _parents()
         made: list[Path] = []
         name = f"evaluator-{os.getpid()}-{next(_NUMBER)}"
@@ -38,7 +43,7 @@ class Cgroup:
                 folder = parent / name
                 folder.mkdir()
                 made.append(folder)
-                _set_limits(folder, controller, limits)
+                _set_limits(folder, controller, limits, kernel)
         except OSError:
             for folder in made:
                 folder.rmdir()
@@ -76,8 +81,9 @@ class Cgroup:
         return killed
 
 
-def _set_limits(folder: Path, controller: str, limits: Limits) -> None:
-    memory, processes = str(limits.memory_bytes + _OWN_BYTES), str(limits.processes + _OWN_PROCESSES)
+def _set_limits(folder: Path, controller: str, limits: Limits, kernel: bool) -> None:
+    memory = str(limits.memory_bytes + _OWN_BYTES + kernel * _KERNEL_BYTES)
+    processes = str(limits.processes + _OWN_PROCESSES + kernel * _KERNEL_PROCESSES)
     files = {
         "memory": {"memory.limit_in_bytes": memory},
         "pids": {"pids.max": processes},

@@ -60,6 +60,7 @@ def main(settings, code, pipes, order) -> NoReturn:
     """One evaluation from reading the rows to the end of the process; never returns."""
     count, size, _, _, cpu, nice, nonce = order
     try:
+        pipes, asking = pipes
         (result_in, result), (stdout_in, stdout), (stderr_in, stderr) = pipes
         for handle in (result_in, stdout_in, stderr_in):
             os.close(handle)
@@ -71,7 +72,9 @@ def main(settings, code, pipes, order) -> NoReturn:
         os.close(stdout)
         os.close(stderr)
         _limit(cpu, nice)
-        if not settings["owns_all"]:
+        if nice:
+            os.setsid()  # a session has a share of the processor: the host makes it small, and the supervisor keeps its
+        elif not settings["owns_all"]:
             os.setpgid(0, 0)
         if settings["guarded"]:
             install, instructions = settings["guard"]
@@ -80,9 +83,20 @@ def main(settings, code, pipes, order) -> NoReturn:
             os.close(result)
             _run_as_program(data)
         else:
+            _connect(settings, asking)
             _Scoring(settings, code, result, nonce).run(_rows(data, count))
     finally:
         os._exit(_OWN_FAILURE)
+
+
+def _connect(settings: dict, asking: tuple) -> None:
+    """Give the program its line to the host's broker, `import evaluator_host`; without one that refuses."""
+    sys.modules["evaluator_host"] = settings["host"]
+    if asking:
+        (question_out, question), (answer, answer_in) = asking
+        os.close(question_out)
+        os.close(answer_in)
+        settings["host"].connect(question, answer)
 
 
 def _read(channel: int, size: int) -> bytearray:
@@ -111,7 +125,8 @@ def _limit(cpu: int, nice: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU, and SIGKILL for who ignores it
     if nice:
         os.nice(nice)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # runs when nobody else wants to
+        with suppress(OSError):  # gVisor knows no such policy
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # runs when nobody else wants to
     gc.enable()
 
 

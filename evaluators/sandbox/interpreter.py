@@ -21,6 +21,9 @@ _RUNS_TEXT = re.compile(rb"\b(exec|eval|compile|__import__|system|popen|fork)\s*
 _IMPORT = re.compile(
     rb"^[ \t;]*(?:from[ \t]+([A-Za-z_][\w.]*)[ \t]+import|import[ \t]+([A-Za-z_][\w., \t]*))", re.MULTILINE
 )
+_SYSTEM = ("/usr/bin/python3", "/usr/local/bin/python3")
+_VERSION = re.compile(r"python3\.(\d+)")
+_OLDEST = 11  # of Python 3
 _LOOKED_AT = 1 << 20  # bytes of a file
 
 
@@ -34,13 +37,16 @@ class Interpreter:
 
 
 @lru_cache(maxsize=64)
-def interpreter(python: str | None) -> Interpreter:
+def interpreter(python: str | None, *, for_all: bool = False) -> Interpreter:
     """Of a prepared environment's `python`, or this process's own base when None.
 
-    Raises `FileNotFoundError` when it is not there.
+    for_all: every user must be able to run it; where the own base lies in a closed folder, the system's Python takes
+    its place if it is new enough. Raises `FileNotFoundError` when it is not there.
     """
     given = Path(python or getattr(sys, "_base_executable", "") or sys.executable)
     real = given.resolve(strict=True)
+    if for_all and python is None and not is_open(real):
+        real = next((one for one in map(Path.resolve, map(Path, _SYSTEM)) if _new_enough(one) and is_open(one)), real)
     home = real.parent.parent
     folders = [] if str(home) == "/usr" else [str(home / "bin"), str(home / "lib")]
     packages: list[str] = []
@@ -49,6 +55,18 @@ def interpreter(python: str | None) -> Interpreter:
         packages = [str(path) for path in sorted(environment.glob("lib/python*/site-packages"))]
         folders.append(str(environment))
     return Interpreter(str(real), tuple(folders), tuple(packages))
+
+
+def is_open(path: Path) -> bool:
+    """Whether every user may read `path` and go through the folders above it."""
+    return path.exists() and all(
+        one.stat().st_mode & (0o001 if one.is_dir() else 0o004) for one in (path, *path.parents)
+    )
+
+
+def _new_enough(path: Path) -> bool:
+    version = _VERSION.fullmatch(path.name)
+    return version is not None and int(version[1]) >= _OLDEST
 
 
 def preloads(sources: Iterable[bytes]) -> list[str]:

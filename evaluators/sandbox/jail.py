@@ -16,28 +16,43 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from evaluators.protocol import Limits, Program, Tier
-from evaluators.sandbox import identity, landlock, memory
+from evaluators.sandbox import bubblewrap, gvisor, identity, landlock, memory, share, tree
 from evaluators.sandbox.cgroup import Cgroup
 from evaluators.sandbox.interpreter import Interpreter, interpreter, preloads, seeded
-from evaluators.sandbox.wire import END, LAST_ACT, LENGTH, ORDER, REPORT, ROW, SCRATCH, result_bytes
+from evaluators.sandbox.wire import (
+    ASK,
+    END,
+    LAST_ACT,
+    LENGTH,
+    ORDER,
+    REPORT,
+    REQUEST_BYTES,
+    ROW,
+    SCRATCH,
+    result_bytes,
+)  # fmt: skip
 
 HOST_GRACE_SECONDS = 3.0  # beyond the supervisor's own deadline, then the whole jail is killed
 _START_SECONDS = 20.0
 _LEAVE_SECONDS = 0.5
 _MOST_TOLD = 64 << 10
 _READ_AHEAD = 64 << 10  # what the supervisor may have read before it notices a flood
+_COMPLAINT = 300  # characters that are told of what a launcher said
 _WATCH_SECONDS = 0.05  # how often a long evaluation's memory is looked at where no cgroup limits it
 _OWN_PROCESSES = 2  # supervisor and the process above it, which the kernel counts too
 _PACKAGE = Path(__file__).parent.parent
 _JAIL_FILES = ("returned.py", "sandbox/supervisor.py", "sandbox/child.py", "sandbox/scratch.py", "sandbox/wire.py",
-               "sandbox/kernel.py", "sandbox/seccomp.py", "sandbox/syscalls.py")  # fmt: skip
+               "sandbox/kernel.py", "sandbox/seccomp.py", "sandbox/syscalls.py", "sandbox/rlimits.py",
+               "sandbox/guest.py", "sandbox/host.py", "sandbox/line.py")  # fmt: skip
+_LAUNCHER_FILES = ("sandbox/launcher.py", "sandbox/landlock.py", "sandbox/tree.py", "sandbox/gvisor.py")
+OWN, BWRAP = "own", "bwrap"
 _LAUNCH = "import sys; sys.path.insert(0, {!r}); from evaluators.sandbox.launcher import main; main()"
 
 
@@ -63,39 +78,51 @@ class Raw:
 class Jail:
     """One started jail. Not thread-safe: the pool gives it to one thread at a time."""
 
-    def __init__(self, program: Program, limits: Limits, *, tier: Tier = Tier.STANDARD, mode: str = "score") -> None:
-        """Raises `JailError` when it does not come up; `load_error` says when only the program does not."""
+    def __init__(self, program: Program, limits: Limits, *, tier: Tier = Tier.STANDARD, mode: str = "score",
+                 launcher: str = OWN) -> None:  # fmt: skip
+        """Raises `JailError` when it does not come up; `load_error` says when only the program does not.
+
+        launcher: who builds the tree of tier standard, `own` or `bwrap`.
+        """
         self.limits = limits
+        self._yields_until, self._lowered = 0.0, False
+        self.tier = tier
+        self.way = _way(tier, launcher)
         self.usable = True
         self.folder: str | None = None
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - what launcher or kernel complain of; closed by `close`
         self._killed_at_end = False
         self._kills = 0
-        self.cgroup = Cgroup.create(limits)
+        self.cgroup = Cgroup.create(limits, kernel=tier is Tier.STRONG)
         self.socket, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            setup, blobs = self._setup(program, tier, mode)
-            self.process = _launch(inside)
+            setup, blobs = self._setup(program, mode)
+            self.process = self._launch(setup, inside)
             inside.close()
             if self.cgroup:
                 self.cgroup.add(self.process.pid)
             self.load_error = self._start(setup, blobs)
+            if self.way == "bwrap":
+                _die_first(self.process.pid)
         except BaseException:
             inside.close()
             self.close()
             raise
 
-    def _setup(self, program: Program, tier: Tier, mode: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-        python = interpreter(program.python)
-        namespaces = tier is Tier.STANDARD
+    def _setup(self, program: Program, mode: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        tier, namespaces = self.tier, self.way != "folder"
+        needs_all = self.way in ("folder", "bwrap") and os.geteuid() == 0  # there the new user goes by the host's paths
+        python = interpreter(program.python, for_all=needs_all)
         home, scratch, programs = "/sandbox", SCRATCH, "/program"
-        if not namespaces:
+        if self.way in ("folder", "bwrap"):
             self.folder = tempfile.mkdtemp(prefix="evaluator-")
+        if not namespaces:
             home, scratch, programs = (f"{self.folder}/{name}" for name in ("sandbox", "scratch", "program"))
             Path(scratch).mkdir(mode=0o700)
         blobs = {f"{programs}/{path}": content for path, content in _checked(program.files).items()}
-        blobs |= {f"{home}/evaluators/{name}": content for name, content in _jail_files().items()}
+        blobs |= {f"{home}/evaluators/{name}": content for name, content in self._own_files().items()}
         readable = [*python.readable, *program.readable]
-        fence = {Tier.STANDARD: ["/"], Tier.LANDLOCK: _landlock_paths(readable, self.folder)}.get(tier, [])
+        fence = {"own": ["/"], "bwrap": ["/"], "gvisor": []}.get(self.way, _landlock_paths(readable, self.folder))
         elsewhere = 0 if namespaces or os.geteuid() == 0 else identity.processes_of(os.getuid())
         limits = {**asdict(self.limits), "process_count": self.limits.processes + _OWN_PROCESSES + elsewhere,
                   "whole_cpu_seconds": whole_cpu_seconds(self.limits)}  # fmt: skip
@@ -103,17 +130,43 @@ class Jail:
         supervisor = {
             "mode": mode, "program": programs, "entry": program.entry.split("::", 1), "scratch": scratch,
             "packages": python.packages, "environment": dict(program.environment), "limits": limits,
-            "namespaces": namespaces, "guarded": tier is Tier.LANDLOCK, "owns_all": _owns_all(tier),
-            "preload": preloads(sources) if mode == "score" else [], "seeded": seeded(sources),
+            "namespaces": namespaces, "guarded": tier in (Tier.LANDLOCK, Tier.STRONG), "owns_all": _owns_all(tier),
+            "guest": self.way == "gvisor", "preload": preloads(sources) if mode == "score" else [],
+            "seeded": seeded(sources),
         }  # fmt: skip
         setup = {
-            "namespaces": namespaces, "landlock": fence, "seccomp": tier is not Tier.NONE, "home": home,
-            "uid": identity.spare_uid(), "readable": readable, "scratch": scratch, "folder": self.folder,
+            "way": self.way, "landlock": fence if tier is not Tier.NONE else [], "seccomp": tier is not Tier.NONE,
+            "home": home, "uid": identity.spare_uid(), "readable": readable, "scratch": scratch, "folder": self.folder,
             "scratch_bytes": self.limits.scratch_bytes, "scratch_inodes": self.limits.scratch_inodes,
-            "python": python.executable, "environment": _environment(python, scratch), "supervisor": supervisor,
-            "files": [(path, len(content)) for path, content in blobs.items()],
+            "kernel": shutil.which(gvisor.PROGRAM), "python": python.executable,
+            "environment": _environment(python, scratch), "supervisor": supervisor,
         }  # fmt: skip
+        if self.way == "bwrap" and self.folder:
+            etc = {f"/etc/{name}": text.encode() for name, text in tree.ETC.items()}
+            bubblewrap.write(self.folder, blobs | etc, setup["uid"])
+            blobs = {}
+        setup["files"] = [(path, len(content)) for path, content in blobs.items()]
         return setup, blobs
+
+    def _own_files(self) -> dict[str, bytes]:
+        """What of this package the jail gets, by its path in it."""
+        return _jail_files(self.way == "bwrap")
+
+    def _launch(self, setup: Mapping[str, Any], inside: socket.socket) -> subprocess.Popen[bytes]:
+        descriptor = str(inside.fileno())
+        user = setup["uid"] if self.way == "bwrap" and os.geteuid() == 0 else None
+        if self.way == "bwrap":
+            code = _LAUNCH.format(setup["home"])
+            command = bubblewrap.command(setup, [setup["python"], "-I", "-S", "-B", "-c", code, descriptor])
+        else:
+            code = _LAUNCH.format(str(_PACKAGE.parent))
+            command = [interpreter(None).executable, "-I", "-S", "-B", "-c", code, descriptor]
+        # Not a session of its own: the scheduler would give each session an equal share, whatever its niceness.
+        return subprocess.Popen(  # noqa: S603 - our own launcher
+            command, pass_fds=(inside.fileno(),), env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=self.said,
+            stderr=self.said, user=user, group=user, extra_groups=None if user is None else [],
+            process_group=0,
+        )  # fmt: skip
 
     def _start(self, setup: dict[str, Any], blobs: dict[str, bytes]) -> str:
         self.socket.settimeout(_START_SECONDS)
@@ -125,30 +178,49 @@ class Jail:
                 raise JailError(f"the launcher told {size} bytes")
             told = json.loads(self._read(size, time.monotonic() + _START_SECONDS))
         except (OSError, ValueError) as error:
-            raise JailError(f"the jail did not start: {error}") from error
+            raise JailError(f"the jail did not start: {error}{self._complaint()}") from error
         if "failed" in told:
             raise JailError(f"the jail could not be built: {told['failed']}")
         return str(told.get("load_error", ""))[:300]
+
+    def _complaint(self) -> str:
+        """The last line that launcher, bubblewrap or gVisor wrote, where there is one."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_LEAVE_SECONDS)
+        size = self.said.seek(0, os.SEEK_END)
+        self.said.seek(max(0, size - _COMPLAINT))
+        lines = self.said.read(_COMPLAINT).decode("utf-8", "replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
 
     @property
     def load_failed(self) -> bool:
         """True when the program does not compile."""
         return bool(self.load_error)
 
-    def run(self, rows: Sequence[tuple[bytes, int]], *, nice: int = 0) -> Raw:
-        """One process scores `rows` (JSON text, seed). Raises `JailError`; the jail is then unusable."""
+    def run(
+        self, rows: Sequence[tuple[bytes, int]], *, nice: int = 0, answer: Callable[[int, bytes], bytes] | None = None
+    ) -> Raw:
+        """One process scores `rows` (JSON text, seed). Raises `JailError`; the jail is then unusable.
+
+        answer: (place of the row that asks, its question) -> the host's answer; for `Limits.host_calls` of each row.
+        """
         limits, count = self.limits, len(rows)
         payload = b"".join(ROW.pack(len(text), seed) + text for text, seed in rows)
         nonce = secrets.token_hex(8).encode()
         wall = int(limits.wall_seconds * 1000)
         cpu = whole_cpu_seconds(limits) * count
-        deadline = time.monotonic() + limits.wall_seconds * count + HOST_GRACE_SECONDS
+        over = time.monotonic() + limits.wall_seconds * count
+        deadline = over + HOST_GRACE_SECONDS
+        self._yields_until = over if nice and self.tier is not Tier.STRONG else 0.0
         try:
             self.socket.settimeout(limits.wall_seconds * count + HOST_GRACE_SECONDS)
             self.socket.sendall(ORDER.pack(count, len(payload), wall, wall * count, cpu, nice, nonce) + payload)
             result = bytearray()
             while True:
                 kind, flags, status, wall_us, cpu_us, *sizes = REPORT.unpack(self._read(REPORT.size, deadline))
+                if kind == ASK:
+                    deadline += self._answer(answer, status, sizes[0], deadline)
+                    continue
                 self._check_sizes(sizes, len(result), count)
                 result += self._read(sizes[0], deadline)
                 if kind == END:
@@ -169,6 +241,17 @@ class Jail:
             self.close()
         killed = status != 0 and self._killed_for_memory()
         return Raw(flags, status, wall_us / 1e6, cpu_us / 1e6, bytes(result), stdout, stderr, nonce, killed)
+
+    def _answer(self, answer: Callable[[int, bytes], bytes] | None, place: int, size: int, deadline: float) -> float:
+        """Have a question answered; the seconds it took, which are nobody's fault in the jail."""
+        if answer is None or size > REQUEST_BYTES or not self.limits.host_calls:
+            raise JailError("the jail asked what it may not ask")
+        question = self._read(size, deadline)
+        started = time.monotonic()
+        told = answer(place, question)
+        self.socket.settimeout(HOST_GRACE_SECONDS)
+        self.socket.sendall(LENGTH.pack(len(told)) + told)
+        return time.monotonic() - started
 
     def _killed_for_memory(self) -> bool:
         """True when the kernel has killed in this jail for want of memory since this was last asked."""
@@ -193,8 +276,9 @@ class Jail:
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise
+                self._share_processor()
                 if self.cgroup is None:
-                    memory.check(self.process.pid, self.limits.memory_bytes)
+                    memory.check(self.process.pid, self.limits.memory_bytes, kernel=self.tier is Tier.STRONG)
                 continue
             if not part:
                 raise ConnectionError("the stream ended")
@@ -202,11 +286,21 @@ class Jail:
             size -= len(part)
         return b"".join(parts)
 
+    def _share_processor(self) -> None:
+        """An evaluation that is to yield does so until its time is over: to be ended takes a processor, too."""
+        yields = time.monotonic() < self._yields_until
+        if yields and not self._lowered:
+            self._lowered = share.set_share(self.process.pid, share.LEAST)
+        elif self._lowered and not yields:
+            self._lowered = False
+            share.set_share(self.process.pid, share.USUAL)
+
     def close(self) -> None:
         """End everything in the jail and remove what it had on the host. Safe to call twice."""
         patience = _LEAVE_SECONDS if self.usable else 0.0
         self.usable = False
         self.socket.close()
+        self.said.close()
         process = getattr(self, "process", None)
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -222,9 +316,21 @@ class Jail:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _die_first(pid: int) -> None:
+    """When memory runs out, jails go first; inside bubblewrap's tree there is no /proc to say so."""
+    for one in memory.descendants(pid):
+        with contextlib.suppress(OSError):  # where /proc is read-only
+            Path(f"/proc/{one}/oom_score_adj").write_text("1000")
+
+
+def _way(tier: Tier, launcher: str) -> str:
+    """How a jail of this tier is built."""
+    return {Tier.STRONG: "gvisor", Tier.STANDARD: launcher}.get(tier, "folder")
+
+
 def _owns_all(tier: Tier) -> bool:
     """True where kill(-1) in the jail can reach nothing but the jail. Elsewhere it would end all of the user's work."""
-    return tier is Tier.STANDARD or os.geteuid() == 0 or (tier is Tier.LANDLOCK and landlock.abi() >= 6)
+    return tier in (Tier.STRONG, Tier.STANDARD) or os.geteuid() == 0 or (tier is Tier.LANDLOCK and landlock.abi() >= 6)
 
 
 def whole_cpu_seconds(limits: Limits) -> int:
@@ -232,18 +338,10 @@ def whole_cpu_seconds(limits: Limits) -> int:
     return max(1, math.ceil(limits.cpu_seconds))
 
 
-def _launch(inside: socket.socket) -> subprocess.Popen[bytes]:
-    command = [interpreter(None).executable, "-I", "-S", "-B", "-c", _LAUNCH.format(str(_PACKAGE.parent))]
-    # Not a session of its own: the scheduler would give each session an equal share, whatever its niceness.
-    return subprocess.Popen(  # noqa: S603 - our own launcher
-        [*command, str(inside.fileno())], pass_fds=(inside.fileno(),), env={}, cwd="/", process_group=0,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def _jail_files() -> dict[str, bytes]:
-    files = {name: (_PACKAGE / name).read_bytes() for name in _JAIL_FILES}
+@lru_cache(maxsize=2)
+def _jail_files(with_launcher: bool) -> dict[str, bytes]:
+    names = (*_JAIL_FILES, *_LAUNCHER_FILES) if with_launcher else _JAIL_FILES
+    files = {name: (_PACKAGE / name).read_bytes() for name in names}
     return files | {"__init__.py": b"", "sandbox/__init__.py": b""}
 
 

@@ -3,35 +3,23 @@
 Order matters. As root the read-only tree is built with root's rights, then the uid is dropped for good, and only then
 is a user namespace entered: no part of the jail ever runs as the machine's uid 0. As an ordinary user the user
 namespace comes first and grants the rights to mount. Then: capabilities, Landlock, seccomp, and the interpreter is
-executed once more, so that the supervisor's heap holds nothing of the set-up.
+executed once more, so that the supervisor's heap holds nothing of the set-up. With bubblewrap the namespaces and the
+tree are there already; with a kernel of its own, what is executed at the end is that kernel.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from evaluators.sandbox import kernel, landlock, seccomp
-from evaluators.sandbox.wire import CHANNEL, LENGTH, SCRATCH
+from evaluators.sandbox import gvisor, kernel, landlock, rlimits, seccomp, tree
+from evaluators.sandbox.wire import CHANNEL, LENGTH
 
-_SUPERVISOR = "import sys; sys.path.insert(0, {!r}); from evaluators.sandbox.supervisor import main; main()"
-
-_INSIDE_ID = 1000
-_SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
-_LINKS = ("bin", "sbin", "lib", "lib32", "lib64")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
-_ETC = {
-    "passwd": "evaluator:x:1000:1000::/scratch:/bin/sh\n",
-    "group": "evaluator:x:1000:\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
-    "hosts": "127.0.0.1 localhost\n",
-}
-_HARDENED = kernel.MS_NOSUID | kernel.MS_NODEV
+_SUPERVISOR = "import sys; sys.path.insert(0, {!r}); from evaluators.sandbox.{} import main; main()"
 
 
 def main() -> None:
@@ -39,6 +27,7 @@ def main() -> None:
     handle = int(sys.argv[1])
     if handle != CHANNEL:
         os.dup2(handle, CHANNEL)
+        os.close(handle)  # a busy host's may be any number
     os.set_inheritable(CHANNEL, True)
     os.closerange(CHANNEL + 1, 256)
     setup, blobs = _read_setup()
@@ -46,10 +35,7 @@ def main() -> None:
     with suppress(OSError):  # where /proc is read-only
         Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, jails go first
     try:
-        if setup["namespaces"]:
-            _enter_namespaces(setup, blobs)
-        else:
-            _enter_scratch(setup, blobs)
+        _WAYS[setup["way"]](setup, blobs)
         _become_supervisor(setup)
     except OSError as error:
         told = json.dumps({"failed": str(error), "errno": error.errno}).encode()
@@ -75,40 +61,79 @@ def _read(size: int) -> bytes:
 
 def _enter_namespaces(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:
     """A tree, processes, network, users of its own; returns as PID 1 of the jail, without capabilities."""
-    others = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
-    if os.geteuid() == 0 and _mount_namespace(others | _cgroup_namespace()):
+    if os.geteuid() == 0 and _mount_namespace():
         kernel.set_hostname("sandbox")
-        _build_tree(setup, blobs, owner=setup["uid"])
+        tree.enter(tree.build(setup, blobs), setup, owner=setup["uid"])
         _drop_uid(setup["uid"])
         kernel.unshare(kernel.CLONE_NEWUSER)
-        _map_user(own, setup["uid"], setup["uid"])
+        _map_user(own, tree.INSIDE_ID, setup["uid"], setup["uid"])
         kernel.unshare(kernel.CLONE_NEWPID)
     else:
-        if os.geteuid() == 0:
-            _drop_uid(setup["uid"])
-        uid, gid = os.getuid(), os.getgid()
-        kernel.unshare(kernel.CLONE_NEWUSER)
-        _map_user(own, uid, gid)
-        kernel.unshare(others | _cgroup_namespace() | kernel.CLONE_NEWPID)
+        _enter_user(setup, own, tree.INSIDE_ID)
+        kernel.unshare(_other_namespaces() | kernel.CLONE_NEWPID)
         kernel.set_hostname("sandbox")
-        _build_tree(setup, blobs, owner=_INSIDE_ID)
+        tree.enter(tree.build(setup, blobs), setup, owner=tree.INSIDE_ID)
     os.close(own)
     _fork_first_process()
     kernel.drop_capabilities()
 
 
-def _mount_namespace(flags: int) -> bool:
+def _enter_built(setup: dict[str, Any], _: dict[str, bytes]) -> None:
+    """Bubblewrap made namespaces and tree; scratch is limited by inodes, too, where that may still be done."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)  # with bubblewrap's own process outside, this one goes
+    with suppress(PermissionError):  # where a profile takes the capability away: `docs/security.md` has what that costs
+        tree.mount_scratch(setup, owner=tree.INSIDE_ID)
+    kernel.drop_capabilities()
+
+
+def _enter_kernel(setup: dict[str, Any], blobs: dict[str, bytes]) -> NoReturn:
+    """Become gVisor, with the tree; in it, a user that is nobody and process ids that end together."""
+    if os.geteuid() == 0 and _mount_namespace():
+        base = tree.build(setup, blobs, inner="root")
+        os.chown(base, setup["uid"], setup["uid"])
+        _drop_uid(setup["uid"])
+        own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
+        _map_user(own, 0, setup["uid"], setup["uid"])
+    else:
+        own = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+        _enter_user(setup, own, 0)
+        kernel.unshare(_other_namespaces())
+        base = tree.build(setup, blobs, inner="root")
+    os.close(own)
+    kernel.unshare(kernel.CLONE_NEWPID)
+    _fork_first_process()
+    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    command = gvisor.command(setup, base, _supervisor(setup))
+    os.dup2(CHANNEL, 0)
+    os.close(CHANNEL)
+    os.chdir("/")
+    os.execve(command[0], command, {"PATH": "/usr/bin:/bin", "TMPDIR": str(base)})  # noqa: S606
+
+
+def _enter_user(setup: dict[str, Any], own: int, inside: int) -> None:
+    """A user namespace, as an ordinary user or as a root without the rights of one."""
+    if os.geteuid() == 0:
+        _drop_uid(setup["uid"])
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    _map_user(own, inside, uid, gid)
+
+
+def _mount_namespace() -> bool:
     """False for a root without the capability, as in most containers: it goes an ordinary user's way."""
     try:
-        kernel.unshare(flags)
+        kernel.unshare(_other_namespaces())
     except PermissionError:
         return False
     return True
 
 
-def _cgroup_namespace() -> int:
-    return kernel.CLONE_NEWCGROUP if Path("/proc/self/ns/cgroup").exists() else 0
+def _other_namespaces() -> int:
+    flags = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+    return flags | (kernel.CLONE_NEWCGROUP if Path("/proc/self/ns/cgroup").exists() else 0)
 
 
 def _drop_uid(uid: int) -> None:
@@ -118,76 +143,15 @@ def _drop_uid(uid: int) -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else its own /proc entry, where the map is written, belongs to root
 
 
-def _map_user(own: int, uid: int, gid: int) -> None:
-    """Inside, everything belongs to one ordinary user; there is no uid 0 in the jail."""
-    maps = {"setgroups": "deny", "uid_map": f"{_INSIDE_ID} {uid} 1", "gid_map": f"{_INSIDE_ID} {gid} 1"}
+def _map_user(own: int, inside: int, uid: int, gid: int) -> None:
+    """One id inside: an ordinary user's, but for gVisor, which takes no other than 0 and shows that to nobody."""
+    maps = {"setgroups": "deny", "uid_map": f"{inside} {uid} 1", "gid_map": f"{inside} {gid} 1"}
     for name, text in maps.items():
         handle = os.open(name, os.O_WRONLY, dir_fd=own)
         try:
             os.write(handle, text.encode())
         finally:
             os.close(handle)
-
-
-def _build_tree(setup: dict[str, Any], blobs: dict[str, bytes], *, owner: int) -> None:
-    """The jail's root: system folders and interpreter read-only, five devices, its own files, a limited scratch."""
-    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    size = sum(map(len, blobs.values())) + (4 << 20)
-    base = "/tmp" if Path("/tmp").is_dir() else "/mnt"  # noqa: S108 - covered in this mount namespace only
-    shown = [path for path in (*_SYSTEM, *setup["readable"]) if Path(path).exists()]
-    held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in shown]
-    kernel.mount("sandbox", base, "tmpfs", _HARDENED, f"size={size},nr_inodes={len(blobs) * 4 + 4096},mode=755")
-    root = Path(base)
-    for path, handle in held:
-        _bind_into(root, path, f"/proc/self/fd/{handle}")
-        os.close(handle)
-    for name in _LINKS:
-        if Path("/", name).is_symlink():
-            (root / name).symlink_to(Path("/", name).readlink())
-        elif Path("/", name).is_dir():
-            _bind_into(root, f"/{name}", f"/{name}")
-    _devices(root)
-    _write_files(root, {f"/etc/{name}": text.encode() for name, text in _ETC.items()} | blobs)
-    (root / "scratch").mkdir()
-    if not (root / "tmp").exists():  # it does where a readable folder of the host lies below /tmp
-        (root / "tmp").symlink_to(SCRATCH)
-    os.chdir(base)
-    kernel.pivot_root_here()
-    kernel.add_flags("/", kernel.MS_RDONLY)
-    options = f"size={setup['scratch_bytes']},nr_inodes={setup['scratch_inodes']},mode=700,uid={owner},gid={owner}"
-    kernel.mount("scratch", SCRATCH, "tmpfs", _HARDENED | kernel.MS_NOEXEC, options)
-
-
-def _bind_into(root: Path, path: str, source: str) -> None:
-    target = root / path.lstrip("/")
-    if target.exists() and _same(target, Path(source)):
-        return  # shown already, below a folder that is
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if Path(source).is_dir():
-        target.mkdir(exist_ok=True)
-    else:
-        target.touch()
-    kernel.bind(source, str(target), _HARDENED | kernel.MS_RDONLY)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_ino == other.stat().st_ino and one.stat().st_dev == other.stat().st_dev
-
-
-def _devices(root: Path) -> None:
-    (root / "dev").mkdir()
-    for name in _DEVICES:
-        (root / "dev" / name).touch()
-        kernel.mount(f"/dev/{name}", str(root / "dev" / name), None, kernel.MS_BIND)
-        kernel.add_flags(str(root / "dev" / name), kernel.MS_NOSUID | kernel.MS_NOEXEC)
-    (root / "dev" / "shm").symlink_to(SCRATCH)  # semaphores count as scratch, and go with it
-
-
-def _write_files(root: Path, files: dict[str, bytes]) -> None:
-    for path, content in files.items():
-        target = root / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
 
 
 def _fork_first_process() -> None:
@@ -202,7 +166,7 @@ def _fork_first_process() -> None:
 
 def _enter_scratch(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:
     """The landlock and none tiers: no namespaces, a folder of the host that the host made and removes."""
-    _write_files(Path("/"), blobs)
+    tree.write_files(Path("/"), blobs)
     if os.geteuid() == 0:
         for path in (setup["folder"], setup["scratch"]):
             os.chown(path, setup["uid"], setup["uid"])
@@ -213,25 +177,21 @@ def _enter_scratch(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:
 
 def _become_supervisor(setup: dict[str, Any]) -> None:
     kernel.fixed_addresses()
-    limits = setup["supervisor"]["limits"]
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
-        (resource.RLIMIT_NOFILE, limits["descriptors"]),
-        (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
-        (resource.RLIMIT_NPROC, limits["process_count"]),
-    ):  # here and not in each child, which has less to do so; the supervisor gets by with them
-        resource.setrlimit(limit, (value, value))
-    os.umask(0o077)
+    rlimits.restrict(setup["supervisor"]["limits"])
     if setup["landlock"]:
-        devices = [f"/dev/{name}" for name in _DEVICES]
+        devices = [f"/dev/{name}" for name in tree.DEVICES]
         landlock.restrict(read=setup["landlock"], write=[setup["scratch"]], devices=devices)
     if setup["seccomp"]:
-        withheld = () if setup["namespaces"] else seccomp.METADATA
-        seccomp.install(seccomp.program(withheld=withheld))
+        withheld = () if setup["supervisor"]["namespaces"] else seccomp.METADATA
+        seccomp.install(seccomp.program(withheld=withheld, pretended=setup.get("pretends", False)))
     os.chdir(setup["scratch"])
-    command = [setup["python"], "-P", "-s", "-S", "-B", "-c", _SUPERVISOR.format(setup["home"]),
-               json.dumps(setup["supervisor"])]  # fmt: skip
+    command = _supervisor(setup)
     os.execve(command[0], command, setup["environment"])  # noqa: S606
+
+
+def _supervisor(setup: dict[str, Any]) -> list[str]:
+    code = _SUPERVISOR.format(setup["home"], setup.get("first", "supervisor"))
+    return [setup["python"], "-P", "-s", "-S", "-B", "-c", code, json.dumps(setup["supervisor"])]
+
+
+_WAYS = {"own": _enter_namespaces, "bwrap": _enter_built, "gvisor": _enter_kernel, "folder": _enter_scratch}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from evaluators.judge_desk import Asking, Desk, may_ask
 from evaluators.protocol import Isolation, Limits, Program, Result, Status, Tier
 from evaluators.sandbox import machine
 from evaluators.sandbox.jail import Jail, JailError, Raw
@@ -37,8 +38,9 @@ Row = tuple[bytes, int]
 
 @dataclass
 class _Record:
-    """What the pool knows of one program: its jails, and how it behaved."""
+    """What the pool knows of one program: its jails, who waits for one of them, and how it behaved."""
 
+    freed: threading.Condition
     idle: list[Jail] = field(default_factory=list)
     live: int = 0
     late: deque[bool] = field(default_factory=lambda: deque(maxlen=_LATE_OF))
@@ -55,16 +57,22 @@ class Sandbox:
 
     tier: `auto` takes the best that works here. workers: jails that one program may keep busy (None = 1.5 times the
     processors). allow_none: accept no fence at all, for evaluators of one's own; every result then says so.
+    launcher: who builds tier standard, `own`, `bwrap` or `auto` (None = what TRAINER_SANDBOX_LAUNCHER says).
     """
 
-    def __init__(self, tier: str = "auto", workers: int | None = None, allow_none: bool = False) -> None:
+    def __init__(
+        self, tier: str = "auto", workers: int | None = None, allow_none: bool = False, *, launcher: str | None = None
+    ) -> None:
         """Raises `SandboxRefused` when the tier is not to be had."""
-        self.tier = machine.choose(tier, allow_none=allow_none)
+        self.tier, self.launcher = machine.choose(tier, allow_none=allow_none, launcher=launcher)
         processors = len(os.sched_getaffinity(0))
         self.workers = workers or max(2, processors * 3 // 2)
         self._most = max(16, self.workers * _KEPT_PER_WORKER)
         self._records: dict[Key, _Record] = {}
-        self._changed = threading.Condition()
+        # One lock; who waits for a jail of a program is not woken by those of others, which may end by the thousand.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._crowded = 0  # threads that wait for room, rather than for a jail of their program
         self._closed = False
 
     def __enter__(self) -> Sandbox:
@@ -80,6 +88,7 @@ class Sandbox:
             idle = [jail for record in self._records.values() for jail in record.idle]
             for record in self._records.values():
                 record.idle.clear()
+                record.freed.notify_all()
             self._changed.notify_all()
         for jail in idle:
             jail.close()
@@ -92,8 +101,9 @@ class Sandbox:
         limits: Limits,
         isolation: Isolation = Isolation.ROW,
         groups: Sequence[int] | None = None,
+        desk: Desk | None = None,
     ) -> list[Result]:
-        """One result a row, in order.
+        """One result a row, in order. desk: answers what a program asks that imports `evaluator_host`.
 
         groups: with `Isolation.GROUP`, the group of each row; neighbours of one group share a process (None = all rows
         are one group). In group and batch mode some rows are scored again alone; where that gives another score, the
@@ -102,7 +112,9 @@ class Sandbox:
         """
         self._check_fence()
         encoded = [_encoded(row) for row in rows]
-        call = _Call(self, (program.digest, limits, "score"), program, encoded)
+        desk = desk if desk and may_ask(program) else None
+        limits = replace(limits, host_calls=desk.calls_each if desk else 0)
+        call = _Call(self, (program.digest, limits, "score"), program, encoded, desk)
         if call.record.stateful:
             isolation = Isolation.ROW
         results = call.run(_units(len(rows), isolation, groups), isolation)
@@ -130,7 +142,7 @@ class Sandbox:
 
     def _check_fence(self) -> None:
         """Every hour the self-check is asked again; a surprise takes the tier away."""
-        problem = machine.works(self.tier) if self.tier is not Tier.NONE else ""
+        problem = machine.works(self.tier, self.launcher) if self.tier is not Tier.NONE else ""
         if problem:
             raise machine.SandboxRefused(f"tier {self.tier} does not hold any more: {problem}")
 
@@ -139,35 +151,42 @@ class Sandbox:
             if len(self._records) > _REMEMBERED:
                 for old in [old for old, record in self._records.items() if not record.live][: _REMEMBERED // 2]:
                     del self._records[old]
-            return self._records.setdefault(key, _Record())
+            return self._records.setdefault(key, self._new_record())
 
     def _acquire(self, key: Key, program: Program) -> Jail:
         """A jail of the program for this thread alone; waits while all of them are busy."""
         evicted: Jail | None = None
         with self._changed:
-            record = self._records.pop(key, None) or _Record()
+            record = self._records.pop(key, None) or self._new_record()
             self._records[key] = record  # now the one used last
             while True:
                 if self._closed:
                     raise RuntimeError("this Sandbox is closed")
                 busy = record.live - len(record.idle)
-                if busy < (1 if record.nice else self.workers):
-                    if record.idle:
-                        return record.idle.pop()
-                    if self._live() < self._most:
-                        break
-                    evicted = self._idle_of_another(record)
-                    if evicted:
-                        break
+                if busy >= (1 if record.nice else self.workers):
+                    record.freed.wait()
+                    continue
+                if record.idle:
+                    return record.idle.pop()
+                if self._live() < self._most:
+                    break
+                evicted = self._idle_of_another(record)
+                if evicted:
+                    break
+                self._crowded += 1
                 self._changed.wait()
+                self._crowded -= 1
             record.live += 1
         if evicted:
             evicted.close()
         try:
-            return Jail(program, key[1], tier=self.tier, mode=key[2])
+            return Jail(program, key[1], tier=self.tier, mode=key[2], launcher=self.launcher)
         except BaseException:
             self._forget(record)
             raise
+
+    def _new_record(self) -> _Record:
+        return _Record(threading.Condition(self._lock))
 
     def _live(self) -> int:
         return sum(record.live for record in self._records.values())
@@ -182,6 +201,12 @@ class Sandbox:
     def _forget(self, record: _Record) -> None:
         with self._changed:
             record.live -= 1
+            self._tell(record)
+
+    def _tell(self, record: _Record) -> None:
+        """A jail of this program is free, or gone."""
+        record.freed.notify_all()
+        if self._crowded:
             self._changed.notify_all()
 
     def _release(self, key: Key, jail: Jail) -> None:
@@ -192,7 +217,7 @@ class Sandbox:
                 record.idle.append(jail)
             else:
                 record.live -= 1
-            self._changed.notify_all()
+            self._tell(record)
         if not keep:
             jail.close()
 
@@ -200,11 +225,12 @@ class Sandbox:
 class _Call:
     """One call of `evaluate`."""
 
-    def __init__(self, pool: Sandbox, key: Key, program: Program, rows: list[Row]) -> None:
+    def __init__(self, pool: Sandbox, key: Key, program: Program, rows: list[Row], desk: Desk | None) -> None:
         self.pool = pool
         self.key = key
         self.program = program
         self.rows = rows
+        self.desk = desk
         self.record = pool._record(key)
 
     def run(self, units: list[list[int]], isolation: Isolation) -> list[Result]:
@@ -245,30 +271,33 @@ class _Call:
     def _unit(self, unit: list[int], isolation: Isolation) -> list[Result]:
         """The results of one process's rows. A process that did not finish says nothing: its rows are run alone."""
         rows = [self.rows[place] for place in unit]
-        verdicts, raw, attempts = self._attempts(rows)
+        verdicts, raw, attempts, asking = self._attempts(rows)
         self.record.late.append(verdicts[0].status is Status.TIMEOUT)
         alone = len(unit) == 1 or verdicts[0].status is Status.LOAD_ERROR
         if not alone and (raw is None or not finished(raw)):
             return [result for place in unit for result in self._unit([place], isolation)]
-        return [self._result(verdict, raw, isolation, attempts) for verdict in verdicts]
+        results = [self._result(verdict, raw, isolation, attempts) for verdict in verdicts]
+        return [_with(result, asking.record(place)) for place, result in enumerate(results)] if asking else results
 
-    def _attempts(self, rows: list[Row]) -> tuple[list[Verdict], Raw | None, int]:
-        key, verdicts, raw = self.key, [], None
+    def _attempts(self, rows: list[Row]) -> tuple[list[Verdict], Raw | None, int, Asking | None]:
+        key, verdicts, raw, asking = self.key, [], None, None
+        names = [hashlib.sha256(text).hexdigest() for text, _ in rows] if self.desk else []
         for attempt in range(1, ATTEMPTS + 1):
+            asking = Asking(self.desk, names) if self.desk else None
             try:
                 jail = self.pool._acquire(key, self.program)
                 try:
                     if jail.load_failed:
-                        return [Verdict(Status.LOAD_ERROR, message=jail.load_error)] * len(rows), None, attempt
-                    raw = jail.run(rows, nice=self.record.nice)
+                        return [Verdict(Status.LOAD_ERROR, message=jail.load_error)] * len(rows), None, attempt, None
+                    raw = jail.run(rows, nice=self.record.nice, answer=asking.answer if asking else None)
                 finally:
                     self.pool._release(key, jail)
                 verdicts = judge(raw, len(rows), key[1])
             except JailError as error:
                 raw, verdicts = None, [Verdict(Status.INFRA_ERROR, message=str(error)[:300])] * len(rows)
             if verdicts[0].status is not Status.INFRA_ERROR:
-                return verdicts, raw, attempt
-        return verdicts, raw, ATTEMPTS
+                return verdicts, raw, attempt, asking
+        return verdicts, raw, ATTEMPTS, asking
 
     def _result(self, verdict: Verdict, raw: Raw | None, isolation: Isolation, attempts: int) -> Result:
         details = dict(verdict.details)
@@ -307,4 +336,8 @@ def _differ(first: Result, second: Result) -> bool:
 
 
 def _marked(results: Iterable[Result]) -> list[Result]:
-    return [replace(result, details={**result.details, "stateful_evaluator": True}) for result in results]
+    return [_with(result, {"stateful_evaluator": True}) for result in results]
+
+
+def _with(result: Result, details: Mapping[str, Any]) -> Result:
+    return replace(result, details={**result.details, **details})

@@ -13,7 +13,7 @@ import struct
 
 from evaluators.sandbox import kernel
 from evaluators.sandbox.kernel import PR_SET_SECCOMP
-from evaluators.sandbox.syscalls import ALLOWED, ARCHITECTURES, AUDIT, CHECKED, CLONE3, LAST_KNOWN
+from evaluators.sandbox.syscalls import ALLOWED, ARCHITECTURES, AUDIT, CHECKED, CLONE3, LAST_KNOWN, XATTRS
 
 _LOAD, _RETURN = 0x20, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_RET|BPF_K
 _EQUAL, _GREATER, _AT_LEAST, _ANY_BIT = 0x15, 0x25, 0x35, 0x45  # BPF_JMP with K
@@ -47,8 +47,13 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def program(*, machine: str | None = None, withheld: tuple[str, ...] = ()) -> bytes:
-    """The filter as BPF instructions for `machine`. Raises `OSError` on a machine whose call numbers are unknown."""
+def program(*, machine: str | None = None, withheld: tuple[str, ...] = (), pretended: bool = False,
+            stacked: bool = False) -> bytes:  # fmt: skip
+    """The filter as BPF instructions for `machine`. Raises `OSError` on a machine whose call numbers are unknown.
+
+    pretended: what is withheld answers as if it had been done, for programs that insist. stacked: another filter may be
+    put on top (`spare`), as it may where something is withheld.
+    """
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
         raise OSError(38, f"no system call table for {machine}; there is one for {', '.join(ARCHITECTURES)}")
@@ -57,13 +62,17 @@ def program(*, machine: str | None = None, withheld: tuple[str, ...] = ()) -> by
     if machine == "x86_64":
         code += [_op(_AT_LEAST, _X32, 0, 1), _op(_RETURN, _KILL)]
     code += [_op(_GREATER, LAST_KNOWN, 0, 1), _refuse(errno.ENOSYS), _op(_EQUAL, CLONE3, 0, 1), _refuse(errno.ENOSYS)]
+    first, last = XATTRS[place]
+    code += [_op(_AT_LEAST, first, 0, 2), _op(_GREATER, last, 1, 0), _refuse(errno.EOPNOTSUPP)]
     for name, numbers in CHECKED.items():
-        body = _one_of((*_PRCTL, PR_SET_SECCOMP)) if withheld and name == "prctl" else _CHECKS[name]
+        body = _one_of((*_PRCTL, PR_SET_SECCOMP)) if (withheld or stacked) and name == "prctl" else _CHECKS[name]
         code += [_op(_EQUAL, numbers[place], 0, len(body)), *body]
     pairs = (pair for name, pair in ALLOWED.items() if name not in withheld)
     numbers = sorted(number for pair in pairs if (number := pair[place]) is not None)
     for low, high in _ranges(numbers):
         code += [_op(_AT_LEAST, low, 0, 2), _op(_GREATER, high, 1, 0), _op(_RETURN, _ALLOW)]
+    for number in (ALLOWED[name][place] for name in withheld if pretended):
+        code += [_op(_EQUAL, number, 0, 1), _refuse(0)] if number is not None else []
     return b"".join([*code, _refuse(errno.EPERM)])
 
 
@@ -74,7 +83,7 @@ def install(instructions: bytes) -> None:
 
 
 def spare(pid: int, *, machine: str | None = None) -> bytes:
-    """A second filter, for evaluating children where there is no pid namespace: no signal to `pid` or to everybody."""
+    """A second filter, for evaluating children that could signal the supervisor: none to `pid`, none to everybody."""
     place = ARCHITECTURES[machine or platform.machine()]
     body = [_argument(0)]
     for value in (pid, -pid & 0xFFFFFFFF, 0xFFFFFFFF):

@@ -18,7 +18,8 @@ import time
 from contextlib import suppress
 from typing import NoReturn
 
-from evaluators.sandbox import child, scratch
+from evaluators.sandbox import child, host, scratch
+from evaluators.sandbox.line import Line, read_exactly, write_all
 from evaluators.sandbox.wire import (
     ACKNOWLEDGE,
     ACKNOWLEDGED,
@@ -31,18 +32,30 @@ from evaluators.sandbox.wire import (
     LENGTH,
     ORDER,
     OUTPUT_FLOOD,
+    REPLY_BYTES,
     REPORT,
+    REQUEST_BYTES,
     RESULT_FLOOD,
     result_bytes,
 )  # fmt: skip
 
 _CHUNK = 32 << 10
+_PATIENCE = 1.0  # seconds between looks while the host answers
+_LOOK = 0.005  # seconds between looks at the child where there are no pidfds
 
 
 def main() -> None:
     """Load the program, say so, then serve orders until the host closes the stream."""
     settings = json.loads(sys.argv[1])
     del sys.argv[1:]
+    if settings["guest"]:
+        from evaluators.sandbox import guest  # noqa: PLC0415 - only where no launcher could do it
+
+        guest.settle(settings["limits"])
+    null = os.open("/dev/null", os.O_RDWR)
+    for handle in (1, 2):  # until here the host listened to what a failing start says
+        os.dup2(null, handle)
+    os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 is immune to signals from inside only without handlers
     supervisor = _Supervisor(settings)
     problem = supervisor.load()
@@ -74,12 +87,14 @@ class _Supervisor:
         self.stdout = bytearray(self.limits["stdout_kept_bytes"])
         self.stderr = bytearray(self.limits["stdout_kept_bytes"])
         self.junk = bytearray(_CHUNK)
-        self.zeros = bytes(max(_CHUNK, len(self.stdout)))
+        self.question = bytearray(REQUEST_BYTES if self.limits["host_calls"] else 0)
+        self.answer = bytearray(REPLY_BYTES if self.limits["host_calls"] else 0)
+        self.zeros = bytes(max(_CHUNK, len(self.stdout), len(self.question)))
 
     def load(self) -> str:
         """Compile in a limited child first, then here; returns what is wrong, or an empty text."""
         if self.settings["guarded"]:
-            from evaluators.sandbox import seccomp  # noqa: PLC0415 - only where there is no pid namespace
+            from evaluators.sandbox import seccomp  # noqa: PLC0415 - only where the supervisor can be signalled
 
             self.settings["guard"] = seccomp.install, seccomp.spare(os.getpid())
         for name in self.settings["preload"]:
@@ -89,6 +104,7 @@ class _Supervisor:
                 continue  # the child meets the same error, and reports it
         if self.settings["mode"] == "code":
             return ""
+        self.settings["host"] = host
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -117,12 +133,13 @@ class _Supervisor:
 
     def serve(self) -> bool:
         """One order. False when the host went away or the jail must not be used again."""
-        order = _read_exactly(CHANNEL, ORDER.size)
+        order = read_exactly(CHANNEL, ORDER.size)
         if order is None:
             return False
         fields = ORDER.unpack(order)
         rows, _, wall, total, *_ = fields
         pipes = os.pipe(), os.pipe(), os.pipe()
+        asking = (os.pipe(), os.pipe()) if self.limits["host_calls"] else ()
         started = time.monotonic()
         try:
             pid = os.fork()
@@ -130,15 +147,16 @@ class _Supervisor:
             self._report(CANNOT_FORK | LAST_ACT, 0, 0.0, 0.0, (0, 0, 0))
             return False
         if pid == 0:
-            child.main(self.settings, self.code, pipes, fields)
+            child.main(self.settings, self.code, (pipes, asking), fields)
         for _, writing in pipes:
             os.close(writing)
-        evaluation = _Evaluation(self, [reading for reading, _ in pipes], rows)
+        evaluation = _Evaluation(self, [reading for reading, _ in pipes], rows, Line(self, asking, rows))
         flags = evaluation.watch(pid, started + wall / 1000, started + total / 1000, wall / 1000)
         status, cpu_used = self._end_all(pid)
         evaluation.drain()
         for reading, _ in pipes:
             os.close(reading)
+        evaluation.line.close()
         flags |= evaluation.flags
         clean = scratch.wipe(self.scratch, owned=self.alone) and flags & ACKNOWLEDGED
         if not clean:
@@ -169,14 +187,14 @@ class _Supervisor:
         header = REPORT.pack(END, flags, status, int(seconds * 1e6), int(cpu * 1e6), *sizes)
         buffers = (self.result, self.stdout, self.stderr)
         views = [memoryview(buffer)[:size] for buffer, size in zip(buffers, sizes, strict=True)]
-        _write_all(CHANNEL, [memoryview(header), *views])
+        write_all(CHANNEL, [memoryview(header), *views])
         for view in views:
             view[:] = self.zeros[: len(view)]
 
     def forward(self, held: int) -> None:
         """Send a full result buffer on before the report."""
         view = memoryview(self.result)[:held]
-        _write_all(CHANNEL, [memoryview(REPORT.pack(DATA, 0, 0, 0, 0, held, 0, 0)), view])
+        write_all(CHANNEL, [memoryview(REPORT.pack(DATA, 0, 0, 0, 0, held, 0, 0)), view])
         view[:] = self.zeros[:held]
 
     def give_up(self, pid: int) -> NoReturn:
@@ -188,8 +206,9 @@ class _Supervisor:
 class _Evaluation:
     """What one child says, while it lives and after."""
 
-    def __init__(self, jail: _Supervisor, readings: list[int], rows: int) -> None:
+    def __init__(self, jail: _Supervisor, readings: list[int], rows: int, line: Line) -> None:
         self.jail = jail
+        self.line = line
         self.readings = readings
         self.open = set(readings)
         self.held = self.total = self.printed = self.lines = self.flags = 0
@@ -197,36 +216,49 @@ class _Evaluation:
         self.allowed = result_bytes(rows, jail.limits["result_bytes"])
 
     def watch(self, pid: int, deadline: float, last: float, wall: float) -> int:
-        """Until the child ends, is late, or floods. A finished row gives the next one its time."""
-        poller = self.jail.poller
-        ended = os.pidfd_open(pid)
-        for handle in (ended, *self.readings):
+        """Until the child ends, is late, or floods. A finished row gives the next one its time.
+
+        While the host answers a question no time passes for the evaluation.
+        """
+        poller, line = self.jail.poller, self.line
+        ended = _pidfd(pid)
+        for handle in (*self.readings, *([ended] if ended >= 0 else [])):
             poller.register(handle, select.POLLIN)
         flags = 0
         while not self.flags & (OUTPUT_FLOOD | RESULT_FLOOD):
-            left = min(deadline, last) - time.monotonic()
-            ready = poller.poll(max(left, 0) * 1000)
-            if not ready:
-                if left <= 0:
-                    flags = LATE
-                    break
-                continue
+            left = _PATIENCE if line.waiting else min(deadline, last) - time.monotonic()
+            wait = left if ended >= 0 else min(left, _LOOK)
+            ready = dict(poller.poll(max(wait, 0) * 1000))
             lines = self.lines
-            events = dict(ready)
-            if CHANNEL in events:
-                self.jail.give_up(pid)
-            for handle in self.readings:
-                if handle in events and not self.read(handle):
-                    poller.unregister(handle)
+            pause = self._take(ready, pid)
+            deadline, last = deadline + pause, last + pause
             if self.lines != lines:
                 deadline = time.monotonic() + wall
-            if ended in events:
+            if ended in ready or (ended < 0 and _has_ended(pid)):
                 break
-        poller.unregister(ended)
-        os.close(ended)
+            if not ready and left <= 0:
+                flags = LATE
+                break
+        if ended >= 0:
+            poller.unregister(ended)
+            os.close(ended)
         for handle in self.open:
             poller.unregister(handle)
+        line.hang_up()
         return flags
+
+    def _take(self, ready: dict[int, int], pid: int) -> float:
+        """Whatever is there to be read; the seconds that the host took for an answer."""
+        for handle in self.readings:
+            if handle in ready and not self.read(handle):
+                self.jail.poller.unregister(handle)
+        if CHANNEL in ready and not self.line.waiting:
+            self.jail.give_up(pid)
+        if CHANNEL in ready:
+            return self.line.pass_answer()
+        if self.line.asking in ready:
+            self.line.pass_question(self.lines)
+        return 0.0
 
     def drain(self) -> None:
         """The rest, after every writer is dead: reads end by themselves."""
@@ -270,23 +302,13 @@ class _Evaluation:
         return count
 
 
-def _read_exactly(handle: int, size: int) -> bytes | None:
-    found = b""
-    while len(found) < size:
-        more = os.read(handle, size - len(found))
-        if not more:
-            return None
-        found += more
-    return found
+def _pidfd(pid: int) -> int:
+    """A descriptor that can be read once the child has ended; -1 where the kernel has none (gVisor)."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
 
 
-def _write_all(handle: int, views: list[memoryview]) -> None:
-    while views:
-        try:
-            sent = os.writev(handle, views)
-        except OSError:
-            os._exit(0)  # the host went away
-        while views and sent >= len(views[0]):
-            sent -= len(views.pop(0))
-        if views and sent:
-            views[0] = views[0][sent:]
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -64,5 +64,6 @@ CHECKED: dict[str, tuple[int, int]] = {
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "setpriority": (141, 140), "personality": (135, 92),
     "sched_setscheduler": (144, 119),
 }
+XATTRS = ((188, 199), (5, 16))  # extended attributes, first and last: ENOTSUP, as programs that copy files expect
 CLONE3 = 435  # its flags are behind a pointer, which a filter cannot read: ENOSYS makes libc fall back to clone
 # fmt: on

@@ -1,7 +1,9 @@
 """The words that host and supervisor exchange over their stream; the same file runs on both sides.
 
 The host sends an `ORDER` and, right behind it, the rows, which only the evaluating child reads: for each a `ROW` and
-its JSON. Back come `REPORT`s: `DATA` with a part of the result, and one `END` with the rest and what was printed.
+its JSON. Back come `REPORT`s: `DATA` with a part of the result, and one `END` with the rest and what was printed. In
+between an evaluator that may ask the host's broker asks: an `ASK` with the place of the row that asks in place of the
+wait status and the question in place of the result, to which the host answers with a `LENGTH` and that many bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ ORDER = struct.Struct("!IIIIIB16s")
 ROW = struct.Struct("!IQ")
 # kind, flags, wait status, wall microseconds, CPU microseconds, result bytes, stdout bytes, stderr bytes
 REPORT = struct.Struct("!cBiIIIII")
-DATA, END = b"D", b"E"
+DATA, END, ASK = b"D", b"E", b"Q"
+REQUEST_BYTES, REPLY_BYTES = 64 << 10, 32 << 10  # of a question and of an answer; the latter fits into an empty pipe
 ACKNOWLEDGED, LATE, OUTPUT_FLOOD, RESULT_FLOOD, CANNOT_FORK, LAST_ACT = 1, 2, 4, 8, 16, 32
 
 ACKNOWLEDGE = b"A"  # the child's first byte: it has read its rows

@@ -87,7 +87,7 @@ whole(
 )
 whole(R, "huge-power", "def f(row):\n    return len(str(9 ** 9 ** 9))", TIMEOUT, OOM, ERROR)
 whole(R, "one-huge-block", "def f(row):\n    return len(bytearray(1 << 40))", OOM)
-whole(R, "growing-list", "def f(row):\n    x = []\n    while True: x.append(bytearray(1 << 20))", OOM)
+whole(R, "growing-list", "def f(row):\n    x = []\n    while True: x.append(bytearray(1 << 20))", OOM, TIMEOUT)
 whole(R, "catches-memory-error", """
     def f(row):
         held = []
@@ -114,7 +114,7 @@ whole(R, "silent-fork-bomb", """
     def f(row):
         while True:
             try: os.fork()
-            except OSError: pass""", TIMEOUT)  # fmt: skip
+            except OSError: pass""", TIMEOUT, OOM)  # fmt: skip
 whole(R, "shell-fork-bomb", "def f(row):\n    os.system('f() { f | f & }; f; sleep 60')\n    return 0.0", OK, TIMEOUT)
 whole(
     R,

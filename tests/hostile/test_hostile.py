@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from evaluators.protocol import Tier
-from evaluators.sandbox import Sandbox, landlock
+from evaluators.sandbox import Sandbox, bubblewrap, gvisor, landlock
 from tests.hostile import ordinary
 from tests.hostile.cases import CASES
 from tests.hostile.suite import left_behind, play, world
@@ -22,16 +22,16 @@ def escapes(records: Iterable[dict]) -> list[str]:
     return [f"{record['case']}: {wrong}" for record in records for wrong in record["wrong"]]
 
 
-def played_here(step: int) -> list[dict]:
+def played_here(step: int, tier: str = "auto", launcher: str | None = None) -> list[dict]:
     before = set(left_behind())
     with world() as decoys:
-        with Sandbox() as sandbox:
+        with Sandbox(tier, launcher=launcher) as sandbox:
             records = list(play(CASES[::step], sandbox, decoys))
         return [*records, {"case": "all", "wrong": sorted(set(left_behind()) - before), "canary": 0.0}]
 
 
-def played_as_an_ordinary_user(step: int, tier: str = "auto") -> list[dict]:
-    done = ordinary.python([str(ordinary.ROOT / "tests/hostile/suite.py"), str(step), tier], timeout=600)
+def played_as_an_ordinary_user(step: int, tier: str = "auto", launcher: str = "auto") -> list[dict]:
+    done = ordinary.python([str(ordinary.ROOT / "tests/hostile/suite.py"), str(step), tier, launcher], timeout=600)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -80,3 +80,37 @@ def test_all_cases_are_contained_without_namespaces() -> None:
     records = played_as_an_ordinary_user(1, Tier.LANDLOCK)
     assert escapes(records) == []
     assert {record["tier"] for record in records[:-1]} == {Tier.LANDLOCK}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(bubblewrap.missing()), reason=bubblewrap.missing())
+def test_all_cases_are_contained_by_bubblewrap() -> None:
+    records = played_here(1, Tier.STANDARD, "bwrap")
+    assert escapes(records) == []
+    assert max(record["canary"] for record in records) < CANARY_SECONDS
+
+
+@pytest.mark.slow
+@_needs_root
+@pytest.mark.skipif(bool(bubblewrap.missing()), reason=bubblewrap.missing())
+def test_all_cases_are_contained_by_bubblewrap_as_an_ordinary_user() -> None:
+    records = played_as_an_ordinary_user(1, Tier.STANDARD, "bwrap")
+    assert escapes(records) == []
+    assert len(records) == len(CASES) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(gvisor.missing()), reason=gvisor.missing())
+def test_all_cases_are_contained_by_a_kernel_of_their_own() -> None:
+    records = played_here(1, Tier.STRONG)
+    assert escapes(records) == []
+    assert {record["tier"] for record in records[:-1]} == {Tier.STRONG}
+
+
+@pytest.mark.slow
+@_needs_root
+@pytest.mark.skipif(bool(gvisor.missing()), reason=gvisor.missing())
+def test_some_cases_are_contained_by_a_kernel_of_their_own_as_an_ordinary_user() -> None:
+    records = played_as_an_ordinary_user(_QUICK, Tier.STRONG)
+    assert escapes(records) == []
+    assert {record["tier"] for record in records[:-1]} == {Tier.STRONG}

@@ -1,6 +1,8 @@
 """Tiers are chosen or refused in words; the doctor says so; ids, imports and model programs."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from evaluators.protocol import Limits, Status, Tier
 from evaluators.sandbox import Sandbox, SandboxRefused, describe, run_code, self_check, shares_badly
 from evaluators.sandbox import machine as this_machine
 from evaluators.sandbox.identity import _range
-from evaluators.sandbox.interpreter import interpreter, preloads
+from evaluators.sandbox.interpreter import interpreter, is_open, preloads
+from evaluators.sandbox.machine import choose
 from trainer.__main__ import main
 
 FAST = Limits(wall_seconds=1.0, cpu_seconds=1.0, memory_bytes=256 << 20)
@@ -18,12 +21,49 @@ FAST = Limits(wall_seconds=1.0, cpu_seconds=1.0, memory_bytes=256 << 20)
 def test_no_fence_is_refused_unless_the_operator_says_so() -> None:
     with pytest.raises(SandboxRefused, match="allow_none=True"):
         Sandbox(tier="none")
-    with pytest.raises(SandboxRefused, match="strong: no kernel of its own"):
-        Sandbox(tier="strong")
     with pytest.raises(ValueError, match="allowed: auto, strong, standard, landlock, none"):
         Sandbox(tier="bwrap")
     with Sandbox(tier="none", allow_none=True) as sandbox:
         assert sandbox.tier is Tier.NONE
+
+
+def test_what_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(this_machine, "_asked", {})
+    with pytest.raises(SandboxRefused, match=r"strong: gVisor \(its program is runsc\) is not installed: apt install"):
+        Sandbox(tier="strong")
+    with pytest.raises(SandboxRefused, match=r"standard by bwrap: bubblewrap .* is not installed: apt install"):
+        Sandbox(tier="standard", launcher="bwrap")
+
+
+def test_the_launcher_is_ours_and_bubblewrap_where_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    found = {(Tier.STANDARD, "own"): (now, ""), (Tier.STANDARD, "bwrap"): (now, "")}
+    monkeypatch.setattr(this_machine, "_asked", found)
+    assert choose("auto", allow_none=False) == (Tier.STANDARD, "own")
+    assert choose("standard", allow_none=False, launcher="bwrap") == (Tier.STANDARD, "bwrap")
+    monkeypatch.setenv("TRAINER_SANDBOX_LAUNCHER", "bwrap")
+    assert choose("auto", allow_none=False) == (Tier.STANDARD, "bwrap")
+    monkeypatch.setenv("TRAINER_SANDBOX_LAUNCHER", "docker")
+    with pytest.raises(ValueError, match="TRAINER_SANDBOX_LAUNCHER 'docker'; allowed: auto, own, bwrap"):
+        choose("auto", allow_none=False)
+    monkeypatch.delenv("TRAINER_SANDBOX_LAUNCHER")
+    found[Tier.STANDARD, "own"] = now, "unshare: Operation not permitted"
+    assert choose("auto", allow_none=False) == (Tier.STANDARD, "bwrap")
+    with pytest.raises(SandboxRefused, match="standard: unshare: Operation not permitted; `python -m"):
+        choose("standard", allow_none=False, launcher="own")
+
+
+def test_an_interpreter_in_a_closed_folder_is_replaced_by_the_systems(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o700)
+    program = tmp_path / "closed" / "python3.11"
+    program.write_text("")
+    program.chmod(0o755)
+    assert not is_open(program)
+    assert not is_open(tmp_path / "absent")
+    assert is_open(Path("/usr/bin/env").resolve())
+    found = Path(interpreter(None, for_all=True).executable)
+    assert is_open(found) or found == Path(interpreter(None).executable)  # where the system has none that is new enough
 
 
 def test_the_self_check_finds_nothing_here_and_the_doctor_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +82,9 @@ def test_the_self_check_notices_that_a_fence_is_missing() -> None:
 
 
 def test_remedies_name_the_setting() -> None:
-    broken: dict[Tier, str] = dict.fromkeys((Tier.STANDARD, Tier.LANDLOCK), "unshare: Operation not permitted")
+    broken: dict[Tier, str] = dict.fromkeys(
+        (Tier.STRONG, Tier.STANDARD, Tier.LANDLOCK), "unshare: Operation not permitted"
+    )
     facts = {"cgroups": "none that this process may use", "user/max_user_namespaces": "0",
              "kernel/unprivileged_userns_clone": "0", "kernel/apparmor_restrict_unprivileged_userns": "1"}  # fmt: skip
     told = " ".join(this_machine._remedies(broken, facts))
@@ -94,7 +136,7 @@ def test_a_models_program_runs_apart() -> None:
 def test_a_models_program_finds_no_descriptor_and_no_judge() -> None:
     source = """
 import os, sys
-for number in range(3, 64):
+for number in range(3, 600):
     try:
         os.fstat(number)
         print("open", number)
@@ -102,4 +144,10 @@ for number in range(3, 64):
         pass
 print(os.listdir("/program") if os.path.exists("/program") else [], len(sys.argv))
 """
-    assert run_code(source, "secret input", FAST).stdout == "[] 1\n"
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]  # as in a busy gateway
+    try:
+        with Sandbox(workers=1) as sandbox:
+            assert run_code(source, "secret input", FAST, sandbox=sandbox).stdout == "[] 1\n"
+    finally:
+        for handle in held:
+            os.close(handle)

@@ -13,6 +13,7 @@ from evaluators.sandbox import Sandbox
 from evaluators.sandbox import memory as jail_memory
 from evaluators.sandbox.jail import Jail
 from evaluators.sandbox.pool import _units
+from evaluators.sandbox.wire import LATE
 
 LIMITS = Limits(wall_seconds=2.0, memory_bytes=256 << 20)
 PURE = Program({"pure.py": b"import os\ndef f(n):\n    return n * 0.5\n"}, "pure.py::f")
@@ -107,6 +108,40 @@ def test_a_program_that_keeps_being_late_yields_the_processor() -> None:
         (record,) = sandbox._records.values()
         assert record.nice > 0
         assert sandbox._record((PURE.digest, LIMITS, "score")).nice == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel knows no shares of sessions")
+def test_an_evaluation_that_yields_has_a_session_with_the_least_share_and_its_supervisor_has_not() -> None:
+    spins = Program({"spins.py": b"def f(n):\n    while True: pass\n"}, "spins.py::f")
+    jail = Jail(spins, LIMITS)
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(jail.run, [(b'{"n":1}', 0)], nice=19)
+        (supervisor,) = jail_memory.children(jail.process.pid)
+        shares = set()
+        while not running.done() and not any("nice 19" in share for share in shares):
+            threading.Event().wait(0.01)
+            shares |= {share_of(child) for child in jail_memory.children(supervisor)}
+        assert any("nice 19" in share for share in shares), shares
+        assert share_of(supervisor) == share_of(os.getpid())
+        assert running.result().flags & LATE
+    jail.close()
+
+
+def share_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/autogroup").read_text()
+    except OSError:
+        return ""  # it ended
+
+
+def test_who_waits_for_a_jail_of_one_program_gets_it_beside_another() -> None:
+    with Sandbox(workers=1) as sandbox, ThreadPoolExecutor(3) as executor:
+        slow = Program({"slow.py": b"import time\ndef f(n):\n    time.sleep(0.4)\n    return n\n"}, "slow.py::f")
+        waiting = [executor.submit(sandbox.evaluate, slow, [{"n": n}], limits=LIMITS) for n in range(3)]
+        assert scores(sandbox.evaluate(PURE, [{"n": n} for n in range(20)], limits=LIMITS)) == [
+            n * 0.5 for n in range(20)
+        ]
+        assert sorted(scores([one for call in waiting for one in call.result()])) == [0.0, 1.0, 2.0]
 
 
 def test_after_close_nothing_is_left() -> None:

@@ -8,7 +8,7 @@ from evaluators.sandbox.seccomp import METADATA, program, spare
 from evaluators.sandbox.syscalls import ALLOWED, ARCHITECTURES, AUDIT, CHECKED
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-EPERM, ENOSYS, ENOTTY = 0x50001, 0x50026, 0x50019
+EPERM, ENOSYS, ENOTTY, ENOTSUP, DONE = 0x50001, 0x50026, 0x50019, 0x5005F, 0x50000
 MACHINES = list(ARCHITECTURES)
 
 
@@ -78,6 +78,19 @@ def test_without_namespaces_modes_are_withheld_and_the_supervisor_is_spared() ->
     assert decide(second, 62, 4711, 9) == decide(second, 234, 4711, 4711, 9) == EPERM  # kill, tgkill
     assert decide(second, 62, -1 & 0xFFFFFFFF, 9) == decide(second, 62, -4711 & 0xFFFFFFFF, 9) == EPERM
     assert decide(second, 62, 4712, 9) == decide(second, 0, 4711) == ALLOW
+
+
+def test_a_build_without_namespaces_is_told_that_modes_are_set() -> None:
+    code = program(machine="x86_64", withheld=METADATA, pretended=True)
+    assert decide(code, 90) == decide(code, 268) == decide(code, 280) == DONE  # chmod, fchmodat, utimensat
+    assert decide(code, 92) == EPERM  # chown
+
+
+@pytest.mark.parametrize(("machine", "first"), [("x86_64", 188), ("aarch64", 5)])
+def test_extended_attributes_are_not_supported(machine: str, first: int) -> None:
+    audit = AUDIT[ARCHITECTURES[machine]]
+    code = program(machine=machine)
+    assert {decide(code, number, audit=audit) for number in range(first, first + 12)} == {ENOTSUP}
 
 
 def test_a_machine_without_a_table_is_refused() -> None:

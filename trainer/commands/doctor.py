@@ -14,6 +14,7 @@ from evaluators.protocol import Tier
 from evaluators.sandbox import describe
 
 _MEANING = {
+    Tier.STRONG: "a kernel of its own, gVisor's, inside the namespaces; only where it is asked for",
     Tier.STANDARD: "namespaces, system call filter, Landlock where present",
     Tier.LANDLOCK: "Landlock and system call filter without namespaces: weaker",
 }
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     for tier, problem in found.problems.items():
         print(f"  {tier:<10} {'works' if not problem else 'does not'}  ({_MEANING[tier]})")
         print(f"  {'':<10} {problem or _HELD}")
-    print(f"  {Tier.STRONG:<10} not built in  (a kernel of its own; put the machine itself into a micro-VM)\n")
+    print()
     for name, fact in found.facts.items():
         print(f"  {name}: {fact}")
     for remedy in found.remedies:
