@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluators.protocol import MAX_INVALID_FRACTION, Result, Status
@@ -19,6 +20,8 @@ Z95 = 1.959964  # two-sided 95 % of a normal distribution
 _ROUNDS = 2_000  # of the bootstrap, fewer where rows are many
 _DRAWS = 2_000_000  # of the bootstrap in all
 _FEWEST_ROUNDS = 200
+_MANY = 10_000  # rows; the bootstrap of so many is the normal interval, and takes seconds
+MOST_METRICS = 100  # names in one summary
 
 
 class TooManyInvalid(RuntimeError):
@@ -52,13 +55,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that a table says of one evaluation. `score` is None where no row was scored."""
+    """All that a table says of one evaluation. `score` is None where no row was scored.
+
+    left_out: values of metrics beyond the first `MOST_METRICS` names, which stand in the rows alone.
+    """
 
     rows: int
     masked: int
     histogram: dict[str, int]
     score: Interval | None
     metrics: dict[str, Interval]
+    left_out: int = 0
 
     @property
     def masked_fraction(self) -> float:
@@ -76,10 +83,13 @@ def values(results: Sequence[Result]) -> list[float | None]:
     return [result.score.score if counts(result) and result.score else None for result in results]
 
 
-def histogram(results: Sequence[Result]) -> dict[str, int]:
+def histogram(results: Iterable[Result]) -> dict[str, int]:
     """How many rows ended how, in the order of `Status`; statuses that no row has are left out."""
-    found = Counter(result.status for result in results)
-    return {status.value: found[status] for status in Status if found[status]}
+    return _in_order(Counter(result.status for result in results))
+
+
+def _in_order(found: Mapping[Status, int]) -> dict[str, int]:
+    return {status.value: found[status] for status in Status if found.get(status)}
 
 
 def group_statistics(results: Sequence[Result], groups: Sequence[Hashable]) -> dict[Hashable, GroupStatistics]:
@@ -137,29 +147,45 @@ def bootstrap(scores: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
 
 
 def interval(scores: Sequence[float], *, seed: int = 0) -> Interval | None:
-    """The mean with its interval: Wilson's where every score is 0 or 1, else the bootstrap's. None of no scores."""
+    """The mean with its interval: Wilson's where every score is 0 or 1, else the bootstrap's. None of no scores.
+
+    More than 10,000 rows have the normal interval, from which the bootstrap's could not be told.
+    """
     if not scores:
         return None
-    mean = statistics.fmean(scores)
+    mean, count = statistics.fmean(scores), len(scores)
     if all(score in (0.0, 1.0) for score in scores):
-        low, high = wilson(round(sum(scores)), len(scores))
-        return Interval(mean, low, high, len(scores), "Wilson")
+        low, high = wilson(round(sum(scores)), count)
+        return Interval(mean, low, high, count, "Wilson")
+    if count > _MANY:
+        half = Z95 * math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (count - 1) / count)
+        return Interval(mean, mean - half, mean + half, count, "normal")
     low, high = bootstrap(scores, seed=seed)
-    return Interval(mean, low, high, len(scores), "bootstrap")
+    return Interval(mean, low, high, count, "bootstrap")
 
 
-def summarise(results: Sequence[Result], *, seed: int = 0) -> Summary:
-    """The table's figures: means over the rows that count, and over each metric's valid values."""
-    kept = [result.score for result in results if counts(result) and result.score]
-    names = sorted({name for score in kept for name in score.metrics})
-    metrics = {}
-    for name in names:
-        valid = [one.metrics[name].score for one in kept if name in one.metrics and one.metrics[name].is_score_valid]
-        found = interval(valid, seed=seed)
-        if found:
-            metrics[name] = found
-    own = interval([score.score for score in kept], seed=seed)
-    return Summary(len(results), len(results) - len(kept), histogram(results), own, metrics)
+def summarise(results: Iterable[Result], *, seed: int = 0) -> Summary:
+    """The table's figures: means over the rows that count, and over each metric's valid values.
+
+    Results are read once and not kept; a number is kept of each score and of each metric.
+    """
+    statuses: Counter[Status] = Counter()
+    scores, left_out = array("d"), 0
+    found: dict[str, array[float]] = {}
+    for result in results:
+        statuses[result.status] += 1
+        if not counts(result) or result.score is None:
+            continue
+        scores.append(result.score.score)
+        for name, one in result.score.metrics.items():
+            if name not in found and len(found) >= MOST_METRICS:
+                left_out += 1
+            elif one.is_score_valid:
+                found.setdefault(name, array("d")).append(one.score)
+    metrics = {name: one for name in sorted(found) if (one := interval(found[name], seed=seed))}
+    rows = statuses.total()
+    own = interval(scores, seed=seed)
+    return Summary(rows, rows - len(scores), _in_order(statuses), own, metrics, left_out)
 
 
 def worst(results: Sequence[Result], count: int) -> list[int]:

@@ -128,16 +128,22 @@ def weigh(results: Sequence[Result], weights: Mapping[str, float]) -> list[Resul
     """
     if not weights:
         return list(results)
+    check_weights(results, weights)
+    return [weighed(result, weights) for result in results]
+
+
+def check_weights(results: Iterable[Result], weights: Mapping[str, float]) -> None:
+    """Raise `ValueError` for a name that none of the scored rows has; where no row was scored, none is known."""
     scored = [result.score for result in results if result.ok and result.score is not None]
     allowed = sorted({REWARD}.union(*(score.metrics for score in scored)))
     for name in weights:
         if scored and name not in allowed:
             raise ValueError(f"reward weight {name!r}: no such metric; this evaluator gives {', '.join(allowed)}")
-    return [_weighed(result, weights) for result in results]
 
 
-def _weighed(result: Result, weights: Mapping[str, float]) -> Result:
-    if not result.ok or result.score is None:
+def weighed(result: Result, weights: Mapping[str, float]) -> Result:
+    """One row's result with the weighted sum as its score."""
+    if not result.ok or result.score is None or not weights:
         return result
     total = 0.0
     for name, weight in weights.items():

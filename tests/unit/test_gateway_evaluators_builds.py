@@ -1,11 +1,25 @@
 """Evaluators are built: from snippets and uploads to ACTIVE, or to BUILD_FAILED with a reason, across restarts."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.evaluating_kit import LENGTH, REWARD, TEST, built, criterion, log_of, packed, project, snippet, uploaded
+from tests.build_kit import configured, package_index
+from tests.evaluating_kit import (
+    LENGTH,
+    REWARD,
+    TEST,
+    answered,
+    built,
+    criterion,
+    log_of,
+    packed,
+    project,
+    snippet,
+    uploaded,
+)
 from tests.family_kit import ask, refused
 from tests.gateway_kit import A, opened, served
 from trainer.gateway.client import GatewayClient
@@ -74,6 +88,31 @@ def test_what_cannot_be_built_says_why(
 ) -> None:
     found = project(both[0], packed(files), entry, **fields)
     assert (found["state"], words in found["status"]["message"]) == ("BUILD_FAILED", True), found["status"]
+
+
+def test_packages_come_from_the_configured_index_alone(
+    both: tuple[GatewayClient, Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = both
+    test = TEST.replace("float(str(row.ground_truth) in text)", "float(planted.VALUE)")
+    files = {"test_x.py": f"import planted\n{test}", "requirements.txt": "planted==1.0\n"}
+    with package_index() as index:
+        configured(monkeypatch, index_url=index.url.replace("//", "//user:word-of-the-index@"))
+        index.failing["/simple/planted/"] = 403
+        failed = project(client, packed(files), "test_x.py::test_truth", "early")
+        assert (failed["state"], failed["status"]["code"]) == ("BUILD_FAILED", "UNAVAILABLE")
+        assert failed["status"]["message"].startswith("the package index cannot be read: ")
+        index.failing.clear()
+        index.add_wheel("planted")
+        assert project(client, packed(files), "test_x.py::test_truth")["state"] == "ACTIVE"
+        log = log_of(client, "proj")
+        assert "jail: tier " in log and "Successfully installed planted-1.0" in log and "the evaluator loads" in log
+        assert "word-of-the-index" not in log + failed["status"]["message"]
+        sample = {"evaluator": {"name": "proj"}, "sampleData": [json.dumps(answered("4")[0])]}
+        assert ask(client, "POST", f"{A}/evaluators:previewEvaluator", sample)["results"][0]["score"] == 7.0
+        lacking = project(client, packed({**files, "requirements.txt": "absent-of-ours\n"}), "", "late")
+        assert lacking["status"]["code"] == "INVALID_ARGUMENT"
+        assert lacking["status"]["message"] == "there is no package that fits 'absent-of-ours' in the index"
 
 
 def test_an_entry_that_is_the_only_one_need_not_be_named(both: tuple[GatewayClient, Gateway]) -> None:

@@ -1,4 +1,4 @@
-"""From an evaluator's source to one that can run: read strictly, its packages installed, imported once in the sandbox.
+"""From an evaluator's source to one that can run: read strictly, its packages installed in a jail, imported in another.
 
 `begin` is called once for every revision, when its source is whole. Few builds run at a time, in threads of this
 process; the record says BUILDING until the outcome is in it, so that a server which was stopped, or killed, builds
@@ -27,7 +27,7 @@ from evaluators.requirements import read_requirements
 from evaluators.sandbox import SandboxRefused
 from evaluators.sandboxed import SandboxRunner
 from trainer.evaluation_run import EvaluatorSource, check_loads, files_of, open_evaluator, requirements_of
-from trainer.evaluation_sandbox import new_runner
+from trainer.evaluation_sandbox import new_builder, new_runner
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.schema import resources
 from trainer.gateway.store import Resource
@@ -74,7 +74,7 @@ class Builds:
         """Makes environments in TRAINER_EVALUATOR_ENVIRONMENTS, else where the command line does, beside the runs."""
         given = os.environ.get(ENVIRONMENTS_VARIABLE)
         folder = Path(given) if given else self._gateway.runs / "cache" / "evaluator_environments"
-        return Builder(folder, stopped=self._stopped.is_set)
+        return new_builder(folder, stopped=self._stopped.is_set)
 
     @property
     def runner(self) -> SandboxRunner:
@@ -171,7 +171,8 @@ class Builds:
         if not problem:
             return Outcome("ACTIVE", build.message, log + b"\nthe evaluator loads\n", build.python)
         told = f"\nthe evaluator does not load: {problem}\n" if active else ""
-        return Outcome("BUILD_FAILED", problem, log + told.encode())
+        code = "UNAVAILABLE" if build.ours and not active else "INVALID_ARGUMENT"
+        return Outcome("BUILD_FAILED", problem, log + told.encode(), code=code)
 
     def _problem(
         self, source: EvaluatorSource, files: dict[str, bytes], python: str | None, environment: Mapping[str, str]
