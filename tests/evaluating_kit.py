@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.family_kit import ask
-from tests.gateway_kit import A, raw, wait_for
+from tests.gateway_kit import ROOT, A, make_spec, opened, raw, wait_for, write_rows
 from trainer.gateway.client import GatewayClient
+from trainer.gateway.gateway import Gateway
+from trainer.gateway.scheduler import Scheduler
+from trainer.launch import here
 
+JOBS = f"{A}/evaluationJobs"
 LENGTH = """
 def evaluate(messages, ground_truth=None, **kwargs):
     text = messages[-1]["content"]
@@ -110,3 +119,58 @@ def log_of(client: GatewayClient, evaluator_id: str) -> str:
     """The evaluator's build log."""
     url = ask(client, "GET", f"{A}/evaluators/{evaluator_id}:getBuildLogEndpoint")["buildLogSignedUri"]
     return raw(client, "GET", url).text
+
+
+class Remembering:
+    """The launcher of this machine; it knows whom it has started, so that a test can end them all."""
+
+    find, fence = staticmethod(here.find), staticmethod(here.fence)
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, run_folder: Path, **settings: Any) -> subprocess.Popen[bytes]:
+        self.started.append(here.start(run_folder, **settings))
+        return self.started[-1]
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
+    """An in-process gateway whose scheduler starts the real worker."""
+    launcher, environment = Remembering(), {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with opened(folder) as (client, gateway):
+        scheduler = Scheduler(gateway, make_spec, launcher=launcher, poll=0.02, grace=10.0, environment=environment)
+        scheduler.start()
+        try:
+            yield client, gateway
+        finally:
+            scheduler.stop()
+            for process in launcher.started:
+                here.stop(process, grace=5)
+
+
+def upload_rows(client: GatewayClient, path: Path, found: list[dict[str, Any]], name: str = "in") -> None:
+    """A READY data set of these rows."""
+    client.upload_dataset(write_rows(path, found), name)
+
+
+def create_job(client: GatewayClient, job_id: str, evaluator: str = "snip", **fields: Any) -> dict[str, Any]:
+    """An evaluation job over the data set `in`, as it is created."""
+    job = {"evaluator": evaluator, "inputDataset": "in", "outputDataset": f"{job_id}-out", **fields}
+    return ask(client, "POST", JOBS, {"evaluationJob": job, "evaluationJobId": job_id})
+
+
+def until(client: GatewayClient, job_id: str, *states: str) -> dict[str, Any]:
+    """The job once it is in one of the states."""
+
+    def reached() -> dict[str, Any] | None:
+        job = ask(client, "GET", f"{JOBS}/{job_id}")
+        return job if job["state"].removeprefix("JOB_STATE_") in states else None
+
+    return wait_for(reached, f"{job_id} in {states}", 60)
+
+
+def scored(client: GatewayClient, dataset: str) -> list[dict[str, Any]]:
+    """The rows of an output data set."""
+    (url,) = ask(client, "GET", f"{A}/datasets/{dataset}:getDownloadEndpoint")["filenameToSignedUrls"].values()
+    return [json.loads(line) for line in raw(client, "GET", url).text.splitlines()]

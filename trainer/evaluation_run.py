@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,18 +17,22 @@ from pydantic import Field
 from evaluators.archive import read_archive
 from evaluators.custom import criteria, project
 from evaluators.custom.criteria import CriteriaEvaluator
-from evaluators.custom.project import REQUIREMENTS, ProjectEvaluator
+from evaluators.custom.project import REQUIREMENTS, Mode, ProjectEvaluator
 from evaluators.custom.running import ProgramEvaluator, requires_real
-from evaluators.kinds.base import Runner
+from evaluators.kinds.base import Evaluator, Runner
 from evaluators.protocol import MAX_INVALID_FRACTION, Limits, Program
 from evaluators.rows import Row
 from trainer.disk import write_whole
 from trainer.runs import Closed
 
 EVALUATION_FILE = "evaluation.json"
+GRANTS_VARIABLE = "TRAINER_EVALUATOR_SECRETS"  # the operator's list of the secrets that evaluators may be given
 GRANTED_PREFIX = "TRAINER_GRANTED_"  # of the variables in which a worker gets what an evaluator was granted
 # Added by an earlier evaluation: no evaluator sees them, and a row that is scored anew does not keep them.
-SCORED_FIELDS = ("evals", "eval_details", "evaluation_result", "eval_status", "eval_message", "eval_seconds")
+SCORED_FIELDS = (
+    "evals", "eval_details", "evaluation_result", "eval_status", "eval_message", "eval_seconds", "eval_tier",
+    "eval_version",
+)  # fmt: skip
 # The real package is imported for seconds by each process, and starts threads of its own.
 _REAL = replace(Limits.bundle(), wall_seconds=120.0, cpu_seconds=120.0, processes=64, descriptors=256)
 _CHECK_FILE = "evaluator_load_check.py"
@@ -59,6 +63,11 @@ class EvaluatorSource(Closed):
     requirements: str = Field(default="", description="Of the evaluator's record; empty = requirements.txt.")
     python: str | None = Field(default=None, description="Of the environment that was built; None = a bare one.")
     granted: list[str] = Field(default_factory=list, description="Names of the secrets in its environment.")
+
+    @property
+    def revision(self) -> str:
+        """Full name of the revision; "" of a draft."""
+        return f"{self.name}/versions/{self.version}" if self.name and self.version else ""
 
 
 class ModelPlace(Closed):
@@ -93,13 +102,16 @@ class EvaluationRun(Closed):
     output_dataset: str
     model: ModelPlace | None = None
     answers: AnswerSettings = AnswerSettings()
+    reward_weights: dict[str, float] = Field(
+        default_factory=dict, description="Of metrics, whose weighted sum is the score; empty = the evaluator's own."
+    )
     max_invalid_fraction: float = Field(default=MAX_INVALID_FRACTION, ge=0, le=1, description="Above it: a pause.")
     chunk_rows: int = Field(default=200, ge=1, description="Rows scored, and saved, together, at most.")
 
     @property
     def objective(self) -> dict[str, Any]:
         """What the job's log begins with: all that decides a score."""
-        kept = {"input_dataset", "output_dataset", "answers", "max_invalid_fraction"}
+        kept = {"input_dataset", "output_dataset", "answers", "max_invalid_fraction", "reward_weights"}
         shown = self.model_dump(mode="json", include=kept)
         model = self.model.name if self.model else None
         return {"evaluator": self.evaluator.name, "version": self.evaluator.version, "model": model, **shown}
@@ -117,16 +129,9 @@ class EvaluationRun(Closed):
         return cls.model_validate_json((folder / EVALUATION_FILE).read_bytes())
 
 
-@dataclass(frozen=True)
-class Opened:
-    """An evaluator that can score, and how its rows may be cut into pieces."""
-
-    evaluator: AnyEvaluator
-
-    @property
-    def mode(self) -> str:
-        """pointwise: each row for itself; groupwise: those of one question together; all: all together."""
-        return self.evaluator.mode if isinstance(self.evaluator, ProjectEvaluator) else "pointwise"
+def mode_of(evaluator: Evaluator) -> Mode:
+    """pointwise: each row for itself; groupwise: those of one question together; all: all together."""
+    return evaluator.mode if isinstance(evaluator, ProjectEvaluator) else "pointwise"
 
 
 def files_of(source: EvaluatorSource) -> dict[str, bytes]:
@@ -158,7 +163,7 @@ def requirements_of(files: Mapping[str, bytes]) -> str:
 
 def open_evaluator(
     source: EvaluatorSource, files: Mapping[str, bytes], runner: Runner, *, environment: Mapping[str, str] | None = None
-) -> Opened:
+) -> AnyEvaluator:
     """The evaluator of a source, with `files` as `files_of` gives them.
 
     environment: granted variables. Raises `ValueError` naming what is wrong with it, also where it does not load.
@@ -166,15 +171,14 @@ def open_evaluator(
     requirements, given = requirements_of(files), dict(environment or {})
     if source.criteria:
         made = criteria.evaluator(source.criteria, runner, requirements=requirements, python=source.python)
-        return Opened(CriteriaEvaluator({name: _granted(one, given) for name, one in made.criteria.items()}))
+        return CriteriaEvaluator({name: _granted(one, given) for name, one in made.criteria.items()})
     limits = _REAL if requires_real(requirements) else Limits.bundle()
     entry = source.entry_point or _only_entry(files)
-    return Opened(project.evaluator(files, entry, runner, python=source.python, limits=limits, environment=given))
+    return project.evaluator(files, entry, runner, python=source.python, limits=limits, environment=given)
 
 
-def check_loads(opened: Opened) -> None:
+def check_loads(evaluator: AnyEvaluator) -> None:
     """Import it in the sandbox, row by row of its programs. Raises `ValueError` saying what is wrong."""
-    evaluator = opened.evaluator
     if isinstance(evaluator, ProjectEvaluator):
         return  # its mode was asked of it, and so it has been imported
     parts = evaluator.criteria if isinstance(evaluator, CriteriaEvaluator) else {"": evaluator}

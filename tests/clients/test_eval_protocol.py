@@ -73,7 +73,7 @@ def job(client: GatewayClient, evaluator: str) -> list[dict[str, Any]]:
 
 def preview(client: GatewayClient, evaluator: str) -> list[dict[str, Any]]:
     sample = {"evaluator": {"name": evaluator}, "sampleData": [json.dumps(row) for row in ROWS]}
-    return ask(client, "POST", f"{A}/evaluators:previewEvaluator", sample, timeout=120)["results"]
+    return ask(client, "POST", f"{A}/evaluators:previewEvaluator", sample, timeout=600)["results"]
 
 
 def test_an_upload_is_built_or_says_why_not(client: GatewayClient, upload: Callable[..., str]) -> None:

@@ -57,7 +57,9 @@ def test_rows_without_a_score_are_in_the_histogram_and_stop_the_command(
     printed = capsys.readouterr().out
     assert "status   ok 2, error 1, bad_result 2" in printed
     assert "masked   3 of 5 rows" in printed and "score         1" in printed
-    assert "too many rows have no usable score: 3 of 5 rows (60%)" in printed
+    assert (
+        "\n3 of 5 rows (60%) have no usable score, max_invalid_fraction is 0.2: ok 2, error 1, bad_result 2" in printed
+    )
     assert all("evals" not in json.loads(line) for line in (place / "out/results.jsonl").read_text().splitlines()[2:])
     assert main([*command, "--max-invalid-fraction", "0.6"]) == 0
 
@@ -74,14 +76,32 @@ def test_rows_without_a_score_are_in_the_histogram_and_stop_the_command(
         (["evaluator=maths", "data=BAD"], "bad.jsonl:2:"),
         (["evaluator=snippet", "evaluator.x=1"], "has no settings; given: x"),
         (["evaluator=maths", "data=DATA", "--again"], "--again needs model="),
+        (["evaluator=maths", "evaluator=regex"], "evaluator= is given twice: maths and regex"),
+        (["evaluator=maths", "data=accounts/local/datasets/none"], "accounts/local/datasets/none not found"),
+        (["evaluator=maths", "data=EMPTY"], "empty.jsonl has no rows"),
+        (["evaluator=maths", "data=DATA", "model=nothere"], "the gateway has no such model"),
+        (["evaluator=maths", "--limit", "-1"], "--limit -1: expected 0 or more"),
+        (["evaluator=maths", "--max-invalid-fraction", "7"], "--max-invalid-fraction 7: expected a share from 0 to 1"),
+        (["evaluator=maths", "--max-tokens", "0"], "--max-tokens 0: input should be greater than or equal to 1"),
+        (["evaluator=maths", "--out", "DATA"], "no folder can be made there"),
+        (["evaluator=CODE", "data=DATA"], "name the function too"),
+        (["evaluator=CODE::absent"], "reward.py has no function 'absent'"),
+        (["evaluator=nope/versions/v1"], "accounts/local/evaluators/nope not found"),
+        (["evaluator=accounts/other/evaluators/e"], "the gateway's account is 'local', not 'other'"),
         (["evaluator=llm_judge", "evaluator.key_env=NO_SUCH_KEY", "evaluator.base_url=http://127.0.0.1:1/v1"], "there is no secret 'NO_SUCH_KEY'"),
     ],
 )  # fmt: skip
 def test_refusals_are_one_line(place: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = rows(place / "data.jsonl", "4")
     data.write_text(data.read_text() + '{"messages": [{"role": "user", "content": "?"}]}\n')
+    (place / "empty.jsonl").write_text("\n")
+    (place / "reward.py").write_text("def score(messages, **_):\n    return 1.0\n")
     (place / "bad.jsonl").write_text('{"completion": "1"}\n{"a": NaN}\n')
-    assert main(["evaluate", *(word.replace("DATA", str(data)).replace("BAD", str(place / "bad.jsonl")) for word in words)]) == 2  # fmt: skip
+    files = {"DATA": data, "BAD": place / "bad.jsonl", "EMPTY": place / "empty.jsonl", "CODE": place / "reward.py"}
+    typed = [
+        next((word.replace(name, str(path)) for name, path in files.items() if name in word), word) for word in words
+    ]
+    assert main(["evaluate", *typed]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
@@ -103,7 +123,7 @@ def test_a_model_answers_what_has_no_answer(place: Path, capsys: pytest.CaptureF
         str(place / "out"),
     ]
     assert main(command) == 0
-    assert "answered 1 of 1" in capsys.readouterr().out
+    assert "tiny answers 1 rows" in capsys.readouterr().out
     first, second = (json.loads(line) for line in (place / "out/results.jsonl").read_text().splitlines())
     assert first["messages"][-1]["role"] == "assistant" and first["eval_status"] == "ok"
     assert second["evals"] == {"score": 1.0}

@@ -78,6 +78,21 @@ def test_the_interval_fits_the_scores() -> None:
     assert graded is not None and (graded.method, round(graded.mean, 9)) == ("bootstrap", 0.3)
 
 
+def test_many_scores_have_the_normal_interval() -> None:
+    found = interval([0.25, 0.75] * 6_000)
+    deviation = 0.25 * math.sqrt(12_000 / 11_999)  # of the sample
+    half = 1.959964 * deviation / math.sqrt(12_000)
+    assert found is not None and (found.mean, found.count, found.method) == (0.5, 12_000, "normal")
+    assert (found.low, found.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+
+
+def test_a_summary_has_so_many_metrics_and_says_what_it_leaves_out() -> None:
+    rows = [Result(Status.OK, Score(1.0, metrics={f"m{n}": Metric(float(n)) for n in range(102)}))] * 3
+    summary = summarise(iter(rows))  # read once
+    assert (len(summary.metrics), summary.left_out, summary.rows) == (100, 6, 3)
+    assert summary.metrics["m99"].mean == 99.0 and "m100" not in summary.metrics
+
+
 def test_a_summary_counts_valid_metrics_only() -> None:
     metrics = {"a": Metric(1.0), "b": Metric(0.0, False)}
     summary = summarise([Result(Status.OK, Score(1.0, metrics=metrics)), ok(0.0), BAD[0]])

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,82 +10,51 @@ from typing import Any
 import pytest
 
 from evaluators.protocol import Result, Score, Status
-from tests.evaluating_kit import LENGTH, TEST, answered, packed, project, snippet
+from tests.evaluating_kit import (
+    JOBS,
+    LENGTH,
+    TEST,
+    answered,
+    create_job,
+    packed,
+    project,
+    scored,
+    snippet,
+    until,
+    upload_rows,
+    working,
+)
 from tests.family_kit import ask, refused
-from tests.gateway_kit import ROOT, A, make_spec, opened, raw, wait_for, write_rows
+from tests.gateway_kit import A, raw, write_rows
 from trainer import evaluation_run, worker
 from trainer.evaluation_run import EvaluationRun, EvaluatorSource
 from trainer.evaluation_worker import EvaluationWorker
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.gateway import Gateway
-from trainer.gateway.scheduler import Scheduler
 from trainer.launch import here
 from trainer.loops.stop import Stop
 from trainer.scored_rows import Journal, line_of, result_of, scored_row
 
 SLOW = "import time\ndef evaluate(messages, **kwargs):\n    time.sleep(0.25)\n    return 1.0\n"
-JOBS = f"{A}/evaluationJobs"
-
-
-class Remembering:
-    """The launcher of this machine; it knows whom it has started, so that a test can end them all."""
-
-    find, fence = staticmethod(here.find), staticmethod(here.fence)
-
-    def __init__(self) -> None:
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, run_folder: Path, **settings: Any) -> subprocess.Popen[bytes]:
-        self.started.append(here.start(run_folder, **settings))
-        return self.started[-1]
 
 
 @pytest.fixture
 def both(tmp_path: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
-    with opened(tmp_path / "gateway") as found:
+    with working(tmp_path / "gateway") as found:
         yield found
 
 
 @pytest.fixture
-def client(both: tuple[GatewayClient, Gateway]) -> Iterator[GatewayClient]:
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = Remembering()
-    scheduler = Scheduler(both[1], make_spec, launcher=launcher, poll=0.02, grace=10.0, environment=environment)
-    scheduler.start()
-    yield both[0]
-    scheduler.stop()
-    for process in launcher.started:
-        here.stop(process, grace=5)
-
-
-def rows(client: GatewayClient, path: Path, found: list[dict[str, Any]], name: str = "in") -> None:
-    client.upload_dataset(write_rows(path, found), name)
-
-
-def create(client: GatewayClient, job_id: str, evaluator: str = "snip", **fields: Any) -> dict[str, Any]:
-    job = {"evaluator": evaluator, "inputDataset": "in", "outputDataset": f"{job_id}-out", **fields}
-    return ask(client, "POST", JOBS, {"evaluationJob": job, "evaluationJobId": job_id})
-
-
-def until(client: GatewayClient, job_id: str, *states: str) -> dict[str, Any]:
-    def reached() -> dict[str, Any] | None:
-        job = ask(client, "GET", f"{JOBS}/{job_id}")
-        return job if job["state"].removeprefix("JOB_STATE_") in states else None
-
-    return wait_for(reached, f"{job_id} in {states}", 60)
-
-
-def scored(client: GatewayClient, dataset: str) -> list[dict[str, Any]]:
-    (url,) = ask(client, "GET", f"{A}/datasets/{dataset}:getDownloadEndpoint")["filenameToSignedUrls"].values()
-    return [json.loads(line) for line in raw(client, "GET", url).text.splitlines()]
+def client(both: tuple[GatewayClient, Gateway]) -> GatewayClient:
+    return both[0]
 
 
 def test_rows_become_rows_with_scores(client: GatewayClient, tmp_path: Path) -> None:
     given = answered("4", "it is 4", "5", "44", "boom", "four")
     given[0] |= {"evals": {"score": 0.125}, "eval_details": {"old": True}}
-    rows(client, tmp_path / "rows.jsonl", given)
+    upload_rows(client, tmp_path / "rows.jsonl", given)
     snippet(client, LENGTH)
-    made = create(client, "j", displayName="mine")
+    made = create_job(client, "j", displayName="mine")
     assert (made["state"], made["evaluator"]) == ("JOB_STATE_CREATING", "accounts/local/evaluators/snip")
     job = until(client, "j", "COMPLETED", "FAILED", "PAUSED")
     assert job["state"] == "JOB_STATE_COMPLETED", job["status"]
@@ -118,9 +86,9 @@ def test_rows_become_rows_with_scores(client: GatewayClient, tmp_path: Path) -> 
 
 
 def test_too_many_without_a_score_pause_the_job(client: GatewayClient, tmp_path: Path) -> None:
-    rows(client, tmp_path / "rows.jsonl", answered("4", "boom", "boom", "4", "4", "4"))
+    upload_rows(client, tmp_path / "rows.jsonl", answered("4", "boom", "boom", "4", "4", "4"))
     snippet(client, LENGTH)
-    create(client, "j")
+    create_job(client, "j")
     job = until(client, "j", "PAUSED", "COMPLETED", "FAILED")
     assert (job["state"], job["status"]["code"]) == ("JOB_STATE_PAUSED", "FAILED_PRECONDITION")
     assert "max_invalid_fraction is 0.2: ok 4, error 2" in job["status"]["message"]
@@ -131,16 +99,16 @@ def test_too_many_without_a_score_pause_the_job(client: GatewayClient, tmp_path:
         "evaluator": "snip", "inputDataset": "in", "outputDataset": "j-out"}})[1]  # fmt: skip
     assert ask(client, "POST", f"{JOBS}/j:cancel", {}) == {}
     until(client, "j", "CANCELLED")
-    create(client, "lenient", maxInvalidFraction=0.5)
+    create_job(client, "lenient", maxInvalidFraction=0.5)
     assert until(client, "lenient", "COMPLETED", "PAUSED")["metrics"]["score"] == 1.0
 
 
 def test_a_job_is_cancelled_resumed_and_survives_its_worker(
     both: tuple[GatewayClient, Gateway], client: GatewayClient, tmp_path: Path
 ) -> None:
-    rows(client, tmp_path / "rows.jsonl", answered(*("4" for _ in range(40))))
+    upload_rows(client, tmp_path / "rows.jsonl", answered(*("4" for _ in range(40))))
     snippet(client, SLOW)
-    create(client, "j")
+    create_job(client, "j")
     job = both[1].store.get("accounts/local/evaluationJobs/j")
     until(client, "j", "RUNNING")
     ask(client, "POST", f"{JOBS}/j:cancel", {})
@@ -159,12 +127,12 @@ def test_a_job_is_cancelled_resumed_and_survives_its_worker(
 @pytest.mark.slow
 def test_a_model_answers_what_has_no_answer(client: GatewayClient, tmp_path: Path) -> None:
     given = [*answered("4", "5"), {"messages": [{"role": "user", "content": "sort 312"}], "ground_truth": "123"}]
-    rows(client, tmp_path / "rows.jsonl", given)
+    upload_rows(client, tmp_path / "rows.jsonl", given)
     snippet(client, LENGTH)
-    create(client, "without")
+    create_job(client, "without")
     job = until(client, "without", "PAUSED", "COMPLETED", "FAILED")
     assert "no answer to score" in job["status"]["message"]
-    create(client, "j", model="tiny", inferenceParameters={"maxOutputTokens": 8})
+    create_job(client, "j", model="tiny", inferenceParameters={"maxOutputTokens": 8})
     job = until(client, "j", "COMPLETED", "FAILED", "PAUSED")
     assert job["state"] == "JOB_STATE_COMPLETED", job["status"]
     assert json.loads(job["outputStats"])["model"] == "accounts/local/models/tiny"
@@ -175,7 +143,7 @@ def test_a_model_answers_what_has_no_answer(client: GatewayClient, tmp_path: Pat
 
 
 def test_creates_that_cannot_be_honoured(client: GatewayClient, tmp_path: Path) -> None:
-    rows(client, tmp_path / "rows.jsonl", answered("4"))
+    upload_rows(client, tmp_path / "rows.jsonl", answered("4"))
     snippet(client, LENGTH)
     snippet(client, "def evaluate(:\n", "broken")
     good = {"evaluator": "snip", "inputDataset": "in", "outputDataset": "out"}
@@ -188,7 +156,7 @@ def test_creates_that_cannot_be_honoured(client: GatewayClient, tmp_path: Path) 
         ({"model": "tiny", "inferenceParameters": {"responseCandidatesCount": 4}}, 400, "responseCandidatesCount"),
         ({"model": "tiny", "inferenceParameters": {"topP": 7.0}}, 400, "top_p"),
         ({"maxInvalidFraction": 1.5}, 400, "maxInvalidFraction"),
-        ({"awsS3Config": {"credentialsSecret": "x"}}, 400, "awsS3Config"),
+        ({"awsS3Config": {"credentialsSecret": "x"}}, 404, "awsS3Config.credentialsSecret"),
         ({"outputDataset": "in", "model": "tiny"}, 400, "here already"),
     ):
         found = refused(client, "POST", JOBS, {"evaluationJob": {**good, **change}})
@@ -197,11 +165,11 @@ def test_creates_that_cannot_be_honoured(client: GatewayClient, tmp_path: Path) 
 
 def test_a_test_of_a_project_scores_as_in_its_preview(client: GatewayClient, tmp_path: Path) -> None:
     given = answered("4", "it is 4", "5")
-    rows(client, tmp_path / "rows.jsonl", given)
+    upload_rows(client, tmp_path / "rows.jsonl", given)
     project(client, packed({"test_x.py": TEST}), "test_x.py::test_truth")
     sample = {"evaluator": {"name": "proj"}, "sampleData": [json.dumps(row) for row in given]}
     shown = ask(client, "POST", f"{A}/evaluators:previewEvaluator", sample)["results"]
-    create(client, "j", "proj")
+    create_job(client, "j", "proj")
     assert until(client, "j", "COMPLETED", "FAILED", "PAUSED")["state"] == "JOB_STATE_COMPLETED"
     found = scored(client, "j-out")
     assert [one["evals"]["score"] for one in found] == [one["score"] for one in shown] == [1.0, 1.0, 0.0]
@@ -251,14 +219,18 @@ def test_rows_that_have_a_score_are_not_scored_again(tmp_path: Path) -> None:
 
 
 def test_granted_secrets_reach_the_jail_and_no_file(tmp_path: Path) -> None:
-    source = 'import os\ndef evaluate(messages, **k):\n    return {"score": 1.0, "reason": os.environ["A_KEY"]}\n'
+    source = """import os
+def evaluate(messages, **k):
+    print("x" * 1_492, os.environ["A_KEY"])
+    return {"score": 1.0, "reason": os.environ["A_KEY"]}
+"""
     snippet_ = {"name": "acc", "codeSnippets": {"fileContents": {"main.py": source}}}
     folder = tmp_path / "run"
     run = described(folder, answered("4"), EvaluatorSource(name="e", criteria=[snippet_], granted=["A_KEY"]))
     environment = {f"{evaluation_run.GRANTED_PREFIX}A_KEY": "very-secret"}
     assert EvaluationWorker(run, folder, stop=Stop(), environment=environment).run() == 0
     assert '"reason": "[secret]"' in (folder / "output.jsonl").read_text()
-    assert not [path for path in folder.iterdir() if b"very-secret" in path.read_bytes()]
+    assert not [path for path in folder.iterdir() if b"very" in path.read_bytes()]  # nor the half of it
     assert EvaluationWorker(run, folder, stop=Stop(), environment={}).run() == 2  # granted, and not there
 
 
@@ -267,7 +239,7 @@ def test_a_line_keeps_all_that_a_row_is_handed_on_with(tmp_path: Path) -> None:
     late = Result(Status.TIMEOUT, message="took longer than 2 s")
     journal = Journal(tmp_path / "scores.jsonl")
     journal.add([line_of(0, ok), line_of(1, late)])
-    assert [result_of(line) for line in journal] == [ok, late]
+    assert [result_of(journal[index]) for index in journal.indices()] == [ok, late]
     journal.close()
     row = {"prompt": "p", "completion": "c", "evals": {"score": 9}}
     assert scored_row(row, ok)["evals"] == {"score": 0.5}

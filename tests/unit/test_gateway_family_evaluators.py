@@ -72,9 +72,15 @@ def test_revisions_aliases_and_rollback(both: tuple[GatewayClient, Gateway]) -> 
     ask(client, "PATCH", f"{URL}?updateMask=requirements", {"requirements": "numpy"})
     listed = ask(client, "GET", f"{URL}/versions")["evaluatorVersions"]
     assert [(one["name"].rsplit("/", 1)[1], one["alternateIds"]) for one in listed] == [
-        ("v1", []), ("v2", []), ("v3", ["latest"]),
+        ("v3", ["latest"]), ("v2", []), ("v1", []),
     ]  # fmt: skip
-    assert "requirements" not in listed[0]["snapshot"]
+    assert "requirements" not in listed[2]["snapshot"]
+    upwards = ask(client, "GET", f"{URL}/versions?orderBy=createTime&pageSize=2")
+    assert [one["name"][-2:] for one in upwards["evaluatorVersions"]] == ["v1", "v2"]
+    second = ask(client, "GET", f"{URL}/versions?pageSize=2")
+    assert [one["name"][-2:] for one in second["evaluatorVersions"]] == ["v3", "v2"]
+    last = ask(client, "GET", f"{URL}/versions?pageSize=2&pageToken={second['nextPageToken']}")
+    assert [one["name"][-2:] for one in last["evaluatorVersions"]] == ["v1"]
     assert ask(client, "POST", f"{URL}/versions/v1:alias", {"aliasId": "current"})["alternateIds"] == ["current"]
     assert ask(client, "GET", f"{URL}/versions/current")["name"].endswith("/v1")
     ask(client, "POST", f"{URL}/versions/v2:alias", {"aliasId": "current"})

@@ -6,9 +6,11 @@
     python -m trainer evaluate evaluator=exact_match evaluator.tag=answer data=rows.jsonl
     python -m trainer evaluate evaluator=my_project/ entry=test_x.py::test_x data=rows.jsonl
     python -m trainer evaluate evaluator=reward.py::score data=rows.jsonl
+    python -m trainer evaluate evaluator=my-evaluator/versions/good data=rows.jsonl     as the gateway has it
 
 `evaluator=` is the name of an example, a built-in kind, a folder with evaluator.json, a project's folder with `entry=`,
-or `file.py::function`; `evaluator.NAME=VALUE` changes a setting. `data=` is a JSONL or JSON file or a gateway data set;
+`file.py::function`, or an evaluator of the gateway (an id or `accounts/A/evaluators/E`; with `/versions/V` at that
+revision or alias); `evaluator.NAME=VALUE` changes a setting. `data=` is a JSONL or JSON file or a gateway data set;
 its `question` and `answer` are read as a prompt and its ground truth. A row's answer is its last assistant message or
 its completion; where it has none and a model is named, the model answers. Exit status: 0 scored, 1 too many rows
 without a usable score, 2 what was typed cannot be done.
@@ -18,44 +20,43 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluators.broker import Broker, SecretRefused
-from evaluators.build import Builder, BuildState
-from evaluators.custom import project
-from evaluators.custom.running import requires_real
-from evaluators.kinds.base import Evaluator, Tools
-from evaluators.kinds.llm_judge import JudgeTools
-from evaluators.kinds.table import KINDS, make
-from evaluators.library import CUSTOM, DESCRIPTION, ROWS, describe, examples, files_of, open_folder
+from pydantic import ValidationError
+
+from evaluators.broker import SecretRefused
+from evaluators.library import ROWS, Weighted, examples
 from evaluators.outcomes import Summary, TooManyInvalid, check_invalid_fraction, counts, summarise, worst
-from evaluators.protocol import MAX_INVALID_FRACTION, Result
-from evaluators.rows import has_answer, question, with_answer
+from evaluators.protocol import MAX_INVALID_FRACTION
+from evaluators.rows import Row, has_answer, question
 from evaluators.sandbox import SandboxRefused
-from evaluators.sandboxed import SandboxRunner
-from evaluators.scores import to_json
 from trainer.charts import number
-from trainer.commands.evaluation_page import PAGE, Page, write_page
+from trainer.commands.evaluation_page import PAGE, WORST, Page, write_page
+from trainer.commands.evaluators_named import Named, open_named
 from trainer.commands.places import Places
 from trainer.commands.telling import Teller
 from trainer.compose import compose
 from trainer.data.problem import RowProblem
-from trainer.data.strict_json import Decoder
-from trainer.disk import write_whole
 from trainer.errors import UsageError
+from trainer.evaluation_answers import Answerer
+from trainer.evaluation_rows import Rows
+from trainer.evaluation_run import AnswerSettings, ModelPlace
+from trainer.evaluation_sandbox import new_runner
+from trainer.evaluation_scoring import Found, Scoring, Unscorable
+from trainer.gateway.errors import GatewayError
 from trainer.runs import home
+from trainer.scored_rows import ANSWERS, SCORES, Results
 
+RESULTS = "results.jsonl"
 _WORDS = ("evaluator", "data", "model", "entry")
-_LONGEST_ROW = 4 << 20  # bytes
-_BATCH = 16  # prompts sampled together
+_TOLD_SECONDS = 10.0  # between two words on how far it is
 _TOO_MANY = 1
 _CUT = 60  # characters of a text in the table of worst rows
-
-Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,28 +78,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Score, print, write."""
     words, settings = _typed(options.words)
-    with SandboxRunner() as runner:
+    _check_numbers(options)
+    answers = _answer_settings(options)
+    with new_runner() as runner:
         try:
-            evaluator = _evaluator(words, settings, _tools(settings, words, runner))
-            rows = _rows(words, options)
-            results = evaluator.evaluate(rows, groups=[question(row) for row in rows])
-        except (SandboxRefused, SecretRefused) as error:
+            evaluator = open_named(words, settings, runner, gateway=options.gateway)
+        except (SandboxRefused, SecretRefused, ValueError) as error:
+            raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+        try:
+            rows, total, lacking = _rows(words, options)
+            answerer = partial(_answerer, _place(words, options, lacking), answers) if lacking else None
+            scoring = _scoring(evaluator, rows, options, answerer=answerer, name=words["evaluator"])
+            try:
+                scoring.run(total, stopped=lambda: False, after=_counting(total))
+                return _told(scoring, words, options)
+            finally:
+                scoring.close()
+        except (SandboxRefused, SecretRefused, Unscorable, RowProblem) as error:
             raise UsageError(str(error)) from error
-        except UsageError:
-            raise
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+
+
+def _scoring(
+    named: Named, rows: Rows, options: argparse.Namespace, *, answerer: Callable[[], Answerer] | None, name: str
+) -> Scoring:
+    """The evaluation in a folder of its own; what an earlier one has left in a folder that was named is removed."""
+    folder = _folder(options.out, name)
+    for left in (SCORES, ANSWERS):
+        (folder / left).unlink(missing_ok=True)
+    inner = named.evaluator.inner if isinstance(named.evaluator, Weighted) else named.evaluator
+    weights = named.evaluator.weights if isinstance(named.evaluator, Weighted) else None
+    return Scoring(folder, rows, inner, answerer=answerer, weights=weights, redact=named.redact, version=named.revision)
+
+
+def _told(scoring: Scoring, words: dict[str, str], options: argparse.Namespace) -> int:
+    """Write what came of it, print it, and say by the exit status whether enough rows have a score."""
+    folder, results = scoring.folder, scoring.results
+    scoring.write(folder / RESULTS)
     summary = summarise(results, seed=options.seed)
     refusal = _refusal(results, options.max_invalid_fraction)
-    folder = _folder(options.out, words["evaluator"])
-    _write(folder, Page(words=words, rows=rows, results=results, summary=summary, refusal=refusal))
+    wanted = set(worst(results, max(options.worst, WORST)))
+    rows = {index: row for index, row in scoring.answered_rows() if index in wanted}
+    write_page(Page(words=words, rows=rows, results=results, summary=summary, refusal=refusal), folder)
     for line in _lines(rows, results, summary, worst_rows=options.worst):
         print(line)
-    print(f"results  {folder / 'results.jsonl'}\nreport   {folder / PAGE}")
+    print(f"results  {folder / RESULTS}\nreport   {folder / PAGE}")
     if refusal:
-        print(f"too many rows have no usable score: {refusal}")
+        print(refusal)
         return _TOO_MANY
     return 0
+
+
+def _counting(total: int) -> Callable[[Found], None]:
+    """Tells how far the scoring is, where it takes long."""
+    done, last = 0, time.monotonic()
+
+    def after(found: Found) -> None:
+        nonlocal done, last
+        done += len(found)
+        if time.monotonic() - last > _TOLD_SECONDS:
+            last = time.monotonic()
+            print(f"scored {done:,} of {total:,} rows", flush=True)
+
+    return after
 
 
 def _typed(typed: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -111,6 +152,8 @@ def _typed(typed: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
             raise UsageError(f"{word!r} is not key=value; the keys are {', '.join(_WORDS)} and evaluator.SETTING")
         if key.startswith("evaluator."):
             settings[key.removeprefix("evaluator.")] = _value(value)
+        elif key in words:
+            raise UsageError(f"{key}= is given twice: {words[key]} and {value}")
         elif key in _WORDS:
             words[key] = value
         else:
@@ -128,84 +171,28 @@ def _value(text: str) -> Any:
         return text
 
 
-def _tools(settings: dict[str, Any], words: dict[str, str], runner: SandboxRunner) -> Tools:
-    """The sandbox, and secrets from environment variables: only the one that the judge's settings name."""
-    named = settings.get("key_env") or _described(words).get("settings", {}).get("key_env") or ""
-    broker = Broker(os.environ.get, usable=[named] if named else [])
-    return Tools(runner, JudgeTools(broker.spend))
-
-
-def _described(words: dict[str, str]) -> dict[str, Any]:
-    folder = examples().get(words["evaluator"], Path(words["evaluator"]).expanduser())
-    return describe(folder) if (folder / DESCRIPTION).is_file() else {}
-
-
-def _evaluator(words: dict[str, str], settings: dict[str, Any], tools: Tools) -> Evaluator:
-    name = words["evaluator"]
-    folder = Path(name).expanduser()
-    if "entry" in words or "::" in name:
-        if settings:
-            raise UsageError(f"evaluator={name} has no settings; given: {', '.join(settings)}")
-        return _of_files(name, words.get("entry", ""), tools)
-    if (folder / DESCRIPTION).is_file():
-        return open_folder(folder, tools, changes=settings)
-    if name in examples() and (name not in KINDS or "data" not in words):
-        return open_folder(examples()[name], tools, changes=settings)
-    if name in KINDS:
-        return make(name, settings, tools)
-    raise UsageError(
-        f"evaluator={name}: no example ({', '.join(examples())}), no built-in kind ({', '.join(KINDS)}), no folder "
-        f"with {DESCRIPTION} (kinds: also {', '.join(CUSTOM)}), no project's folder and entry=, no file.py::function"
-    )
-
-
-def _of_files(name: str, entry: str, tools: Tools) -> Evaluator:
-    """A project's folder with an entry point, or one file."""
-    path, _, function = name.partition("::")
-    place = Path(path).expanduser()
-    if function and place.is_file():
-        files, entry = {place.name: place.read_bytes()}, f"{place.name}::{function}"
-    elif entry and place.is_dir():
-        files = files_of(place)
-    else:
-        raise UsageError(f"evaluator={name}: there is no {'file' if function else 'folder'} {path!r}")
-    return project.evaluator(files, entry, tools.sandbox("project"), python=_python(files))
-
-
-def _python(files: dict[str, bytes]) -> str | None:
-    """The interpreter of the environment that requirements.txt asks for; None = a bare one."""
-    requirements = files.get(project.REQUIREMENTS, b"").decode("utf-8", "replace")
-    builder = Builder(home() / "cache" / "evaluator_environments")
-    build = builder.build(requirements, tell=lambda one: print(f"building an environment; log: {one.log}"))
-    if build.state is not BuildState.ACTIVE:
-        raise UsageError(f"the environment cannot be built: {build.message}; log: {build.log}")
-    if build.python and requires_real(requirements):
-        print("requirements.txt names eval-protocol: the package itself is used, not the stand-in")
-    return build.python
-
-
-def _rows(words: dict[str, str], options: argparse.Namespace) -> list[Row]:
-    """The rows, each with an answer."""
+def _rows(words: dict[str, str], options: argparse.Namespace) -> tuple[Rows, int, int]:
+    """The rows, how many there are, and how many of them a model has to answer."""
+    if options.again and "model" not in words:
+        raise UsageError("--again needs model=, which answers anew")
     path = _data(words, options.gateway)
-    rows = _read(path)
-    rows = rows[: options.limit] if options.limit else rows
-    if not rows:
+    change = (lambda row: _asked_again(_asked(row))) if options.again else _asked
+    rows = Rows([path], arrays=True, change=change, most=options.limit, shown=str)
+    total = lacking = first = 0
+    for index, row in rows:
+        total += 1
+        if not has_answer(row):
+            first, lacking = first if lacking else index + 1, lacking + 1
+    if not total:
         raise UsageError(f"{path} has no rows")
-    if options.again:
-        if "model" not in words:
-            raise UsageError("--again needs model=, which answers anew")
-        rows = [_asked_again(row) for row in rows]
-    lacking = [index for index, row in enumerate(rows) if not has_answer(row)]
     if lacking and "model" not in words:
         raise UsageError(
-            f"{len(lacking)} of {len(rows)} rows have no answer (row {lacking[0] + 1} is the first); name a model with "
+            f"{lacking} of {total} rows have no answer (row {first} is the first); name a model with "
             "model=, or end each row's messages with the assistant's"
         )
-    if lacking:
-        answers = _generate([rows[index] for index in lacking], words["model"], options)
-        for index, text in zip(lacking, answers, strict=True):
-            rows[index] = with_answer(rows[index], text)
-    return rows
+    if "model" in words and not lacking:
+        print(f"model={words['model']} answers nothing: every row has its answer (--again: answer anew)")
+    return rows, total, lacking
 
 
 def _data(words: dict[str, str], gateway: str) -> Path:
@@ -216,7 +203,10 @@ def _data(words: dict[str, str], gateway: str) -> Path:
             raise UsageError("data= is missing: a JSONL or JSON file, or a gateway data set")
         return folder / ROWS
     places = Places(Teller(compose(["data=quickstart", f"gateway={gateway}"]).gateway).client)
-    path = Path(places.rows(name, what="data").path)
+    try:
+        path = Path(places.rows(name, what="data").path)
+    except GatewayError as error:
+        raise UsageError(f"data={name}: {error.message}") from error
     if path.is_dir():
         found = sorted(one for one in path.iterdir() if one.suffix in (".jsonl", ".json"))
         if len(found) != 1:
@@ -225,29 +215,6 @@ def _data(words: dict[str, str], gateway: str) -> Path:
     if not path.is_file() or path.suffix not in (".jsonl", ".json", ".ndjson"):
         raise UsageError(f"data={name}: give a .jsonl or .json file, or a gateway data set")
     return path
-
-
-def _read(path: Path) -> list[Row]:
-    """Rows with every field they have. Raises `UsageError` naming the line that is no row."""
-    decoder, found = Decoder(), []
-    if path.suffix == ".json":
-        try:
-            document = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UsageError(f"{path}: not JSON: {error}") from None
-        items = document if isinstance(document, list) else [document]
-        lines = [(number, json.dumps(item)) for number, item in enumerate(items, 1)]
-    else:
-        text = path.read_bytes().decode("utf-8-sig", "strict")
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number_, line in lines:
-        if len(line) > _LONGEST_ROW:
-            raise UsageError(f"{path}:{number_}: a row longer than {_LONGEST_ROW:,} bytes")
-        try:
-            found.append(_asked(decoder.decode(line)))
-        except RowProblem as problem:
-            raise UsageError(str(problem.at(str(path), number_))) from None
-    return found
 
 
 def _asked(row: Row) -> Row:
@@ -272,38 +239,43 @@ def _asked_again(row: Row) -> Row:
     return {"ground_truth": own, **changed} if row.get("ground_truth") is None else changed
 
 
-def _generate(rows: list[Row], model: str, options: argparse.Namespace) -> list[str]:
-    """The model's answers, through the engine."""
-    # The tensor libraries load here, after everything that was typed has been checked.
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, value, most in (
+        ("limit", options.limit, None), ("worst", options.worst, None),
+        ("max-invalid-fraction", options.max_invalid_fraction, 1),
+    ):  # fmt: skip
+        if not 0 <= value <= (value if most is None else most):
+            allowed = "0 or more" if most is None else f"a share from 0 to {most}"
+            raise UsageError(f"--{name} {value:g}: expected {allowed}")
+
+
+def _answer_settings(options: argparse.Namespace) -> AnswerSettings:
+    try:
+        return AnswerSettings(max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _place(words: dict[str, str], options: argparse.Namespace, lacking: int) -> ModelPlace:
+    """Where the model lies, found before anything is scored."""
+    # It brings the engine's own modules, which rows with answers do not need.
     from trainer.commands.chat import find_weights  # noqa: PLC0415
-    from trainer.data.render import Renderer, load_tokenizer  # noqa: PLC0415
-    from trainer.engine.base import SamplingParams  # noqa: PLC0415
-    from trainer.engine.local import LocalEngine  # noqa: PLC0415
 
-    base, adapter = find_weights(model, options.gateway)
-    tokens_of = str(adapter) if adapter and (adapter / "tokenizer.json").is_file() else base
-    engine = LocalEngine(base)
-    engine.create_model("model", lora=None, base_only=adapter is None, warm_start=adapter)
-    renderer = Renderer(load_tokenizer(tokens_of, None), stop_ids=engine.stop_ids)
-    params = SamplingParams(max_new_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed)
-    prompts = [renderer.chat_ids(_conversation(row), tools=row.get("tools") or ()) for row in rows]
-    texts: list[str] = []
-    for start in range(0, len(prompts), _BATCH):
-        for [completion] in engine.sample("model", prompts[start : start + _BATCH], params):
-            texts.append(str(renderer.tokenizer.decode(completion.tokens.tolist(), skip_special_tokens=True)))
-        print(f"answered {len(texts)} of {len(prompts)}", flush=True)
-    return texts
+    base, adapter = find_weights(words["model"], options.gateway)
+    print(f"{words['model']} answers {lacking:,} rows")
+    return ModelPlace(name=words["model"], base=base, adapter=str(adapter) if adapter else None)
 
 
-def _conversation(row: Row) -> list[Any]:
-    if isinstance(row.get("messages"), list) and row["messages"]:
-        return row["messages"]
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    raise UsageError("a row has neither messages nor a prompt; a model cannot answer it")
+def _answerer(place: ModelPlace, settings: AnswerSettings) -> Answerer:
+    try:
+        return Answerer(place, settings)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model={place.name}: {error}") from error
 
 
-def _refusal(results: list[Result], limit: float) -> str:
+def _refusal(results: Results, limit: float) -> str:
     try:
         check_invalid_fraction(results, limit)
     except TooManyInvalid as error:
@@ -316,31 +288,14 @@ def _folder(out: Path | None, name: str) -> Path:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
         kept = "".join(char if char.isalnum() or char in "-_" else "-" for char in name)[-40:].strip("-")
         out = home() / "evaluations" / f"{stamp}-{kept}"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
     return out.absolute()
 
 
-def _write(folder: Path, page: Page) -> None:
-    lines = [json.dumps({**row, **_details(result)}, ensure_ascii=False)
-             for row, result in zip(page.rows, page.results, strict=True)]  # fmt: skip
-    write_whole(folder / "results.jsonl", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
-    write_page(page, folder)
-
-
-def _details(result: Result) -> Row:
-    """What a scored row gains: `evals` and `eval_details` as eval-protocol writes them, and how it ended."""
-    found: Row = {"eval_status": result.status.value, "eval_seconds": round(result.seconds, 6),
-                  "eval_tier": result.tier.value}  # fmt: skip
-    if result.message:
-        found["eval_message"] = result.message
-    if result.score is not None:
-        found["eval_details"] = to_json(result.score)
-    if counts(result) and result.score is not None:
-        found["evals"] = {"score": result.score.score}
-    return found
-
-
-def _lines(rows: list[Row], results: list[Result], summary: Summary, *, worst_rows: int) -> list[str]:
+def _lines(rows: Mapping[int, Row], results: Results, summary: Summary, *, worst_rows: int) -> list[str]:
     table = [("score", summary.score), *summary.metrics.items()]
     width = max(len(name) for name, _ in table)
     lines = [f"{'':{width}}  {'mean':>8}  {'95 % interval':>17}  {'rows':>6}"]

@@ -26,7 +26,7 @@ from trainer.report_page import CSP
 
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).with_suffix(".jinja")
-_WORST = 50
+WORST = 50
 _TEXT = 1_500  # characters of a row's text
 _BINS = 20
 _WIDTH, _HEIGHT, _EDGE = 360, 160, 24  # units of the viewBox
@@ -36,10 +36,10 @@ _HIDDEN = {"Cc", "Cf", "Cs"}
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page tells."""
+    """All that the page tells. rows: by number, at least the `WORST` worst ones."""
 
     words: Mapping[str, str]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Mapping[int, Mapping[str, Any]]
     results: Sequence[Result]
     summary: Summary
     refusal: str = ""
@@ -65,7 +65,7 @@ def render(page: Page) -> str:
         statuses=[(name, f"{n:,}", _TONES.get(Status(name), "bad")) for name, n in summary.histogram.items()],
         rows=f"{summary.rows:,}", masked=f"{summary.masked:,}",
         drawing=Markup(_drawing([one for one in values(page.results) if one is not None])),  # noqa: S704 (numbers alone)
-        worst=[_shown(index, page) for index in worst(page.results, _WORST)],
+        worst=[_shown(index, page) for index in worst(page.results, WORST)],
         tiers=", ".join(tiers), unfenced=Tier.NONE in tiers, version=__version__,
     )  # fmt: skip
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.broker import Broker
-from trainer.evaluation_run import AnswerSettings, EvaluatorSource, granted_names
+from trainer import scored_rows
+from trainer.evaluation_run import GRANTS_VARIABLE, AnswerSettings, EvaluatorSource, granted_names
 from trainer.gateway import dataset_rows, uploads
 from trainer.gateway.errors import GatewayError, precondition
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.resources import secrets
 from trainer.gateway.store import Resource, resources
 
-GRANTS_VARIABLE = "TRAINER_EVALUATOR_SECRETS"
 _WAYS = {"maxOutputTokens": "max_tokens", "temperature": "temperature", "topP": "top_p", "topK": "top_k"}
 
 
@@ -47,15 +47,13 @@ def secret_of(gateway: Gateway, parent: str, key_name: str) -> str | None:
 
 def struck(value: Any, values: Sequence[str]) -> Any:
     """`value` without any of the secret `values` in its texts, for what an evaluator has said."""
-    if isinstance(value, str):
+
+    def redact(text: str) -> str:
         for secret in values:
-            value = value.replace(secret, "[secret]")
-        return value
-    if isinstance(value, list):
-        return [struck(one, values) for one in value]
-    return (
-        {struck(key, values): struck(one, values) for key, one in value.items()} if isinstance(value, dict) else value
-    )
+            text = text.replace(secret, "[secret]")
+        return text
+
+    return scored_rows.struck(value, redact)
 
 
 def source_of(gateway: Gateway, evaluator: Resource) -> EvaluatorSource:

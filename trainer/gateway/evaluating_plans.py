@@ -9,12 +9,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from evaluators.scores import reward_weights
 from trainer import __version__
 from trainer.evaluation_run import EVALUATION_FILE, GRANTED_PREFIX, EvaluationRun, ModelPlace
-from trainer.gateway import base_models, jobstate
+from trainer.gateway import base_models, external_inputs, jobstate
 from trainer.gateway.capacity import Capacity
 from trainer.gateway.errors import GatewayError
-from trainer.gateway.evaluating import answers_of, source_of
+from trainer.gateway.evaluating import answers_of
+from trainer.gateway.evaluator_revisions import source_at
 from trainer.gateway.fitting import Need
 from trainer.gateway.gateway import Gateway, ready
 from trainer.gateway.store import Resource
@@ -29,6 +31,7 @@ def plan(gateway: Gateway, job: Resource, here: Capacity) -> tuple[EvaluationRun
     folder = jobstate.run_of(job).get("folder")
     if folder and (Path(folder) / EVALUATION_FILE).exists():
         spec = EvaluationRun.load(Path(folder))
+        _revision(gateway, job)
     else:
         spec = described(gateway, job)
     if spec.model is None:
@@ -45,18 +48,34 @@ PLANS: dict[str, Callable[[Gateway, Resource, Capacity], tuple[EvaluationRun, Ne
 def described(gateway: Gateway, job: Resource) -> EvaluationRun:
     """The job's run, made from its record."""
     body = job.body
-    evaluator = gateway.store.get(body["evaluator"], "it was there when the job was created")
-    ready(gateway, body["inputDataset"], what="inputDataset", way_out="upload it first")
-    files = sorted(gateway.store.get(body["inputDataset"]).private["files"])
     names = sorted(key.removeprefix(GRANTED_PREFIX) for key in job.private.get("secrets", {}))
     return EvaluationRun(
         id=job.id, created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        trainer_version=__version__, rows=[str(gateway.files.path(body["inputDataset"], name)) for name in files],
-        evaluator=source_of(gateway, evaluator).model_copy(update={"granted": names}),
+        trainer_version=__version__, rows=_rows(gateway, job),
+        evaluator=source_at(gateway, _revision(gateway, job)).model_copy(update={"granted": names}),
         input_dataset=body["inputDataset"], output_dataset=body["outputDataset"],
         model=_model(gateway, job), answers=answers_of(body),
+        reward_weights=reward_weights(body.get("rewardWeights", [])),
         **({"max_invalid_fraction": body["maxInvalidFraction"]} if "maxInvalidFraction" in body else {}),
     )  # fmt: skip
+
+
+def _revision(gateway: Gateway, job: Resource) -> Resource:
+    """The revision that the job was created with; it goes on with no other. Raises NOT_FOUND."""
+    was = "it was there when the job was created; create a job with another revision"
+    name = job.body.get("evaluatorVersion")
+    if name is None:  # a record of before revisions were noted in jobs
+        evaluator = gateway.store.get(job.body["evaluator"], was)
+        name = f"{evaluator.name}/versions/{evaluator.private.get('version')}"
+    return gateway.store.get(name, was)
+
+
+def _rows(gateway: Gateway, job: Resource) -> list[str]:
+    if fetched := external_inputs.brought(gateway, job, "inputDataset"):
+        return [str(fetched.path)]
+    name = job.body["inputDataset"]
+    ready(gateway, name, what="inputDataset", way_out="upload it first")
+    return [str(gateway.files.path(name, one)) for one in sorted(gateway.store.get(name).private["files"])]
 
 
 def _model(gateway: Gateway, job: Resource) -> ModelPlace | None:

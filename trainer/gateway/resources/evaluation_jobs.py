@@ -3,21 +3,25 @@
 A job whose output data set is already here records an evaluation that its client has run itself (eval-protocol posts
 its results so, naming an evaluator and an input data set that need not exist). There is nothing left to run, so it is
 COMPLETED at once, and its metrics are the means of the scores in those rows. Any other is run by a worker, in the life
-that all jobs have; its output data set is made when all rows have been scored.
+that all jobs have; its output data set is made when all rows have been scored. `evaluator` may name a revision or an
+alias: `evaluatorVersion` says which revision scores, and that does not change, whatever is uploaded or moved later.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
+from evaluators.scores import reward_weights
 from trainer.evaluation_run import GRANTED_PREFIX
-from trainer.gateway import evaluating
+from trainer.gateway import evaluating, evaluator_revisions
 from trainer.gateway.errors import GatewayError, invalid, precondition
 from trainer.gateway.files import URL_SECONDS
 from trainer.gateway.gateway import Call, full_name
@@ -29,31 +33,33 @@ from trainer.gateway.store import Resource, body_value, resources
 from trainer.jobs import JobState
 
 _EVALUATIONS = "evaluationJobs"
-_OF_THE_WORKER = ("model", "inferenceParameters", "maxInvalidFraction")
+_OF_THE_WORKER = ("model", "inferenceParameters", "maxInvalidFraction", "rewardWeights", "awsS3Config")
 _LONGEST_ROW = 16 << 20
+_MOST_SCORES = 1_000  # names in one record
 
 
 def create(call: Call) -> dict[str, Any]:
     """POST {"evaluationJob": {...}, "evaluationJobId": "..."}."""
     parent, kind = call.parent(), FAMILIES[_EVALUATIONS]
     given = dict(call.body["evaluationJob"])
+    named = given["evaluator"]
+    given["evaluator"], wanted = evaluator_revisions.split(named, what="evaluationJob.evaluator")
     for field, collection in (("evaluator", "evaluators"), ("inputDataset", "datasets"), ("outputDataset", "datasets")):
         given[field] = full_name(given[field], collection=collection, what=f"evaluationJob.{field}")
-    if given.get("awsS3Config"):
-        raise invalid(
-            "evaluationJob.awsS3Config: data sets on S3 are not read here; upload the rows as a data set",
-            field="evaluationJob.awsS3Config",
-        )
     results = call.gateway.store.find(given["outputDataset"])
     if results is not None and results.parent == parent:
+        given |= {"evaluatorVersion": f"{given['evaluator']}/versions/{wanted}"} if wanted else {}
         return _recorded(call, given, results)
     if not given["outputDataset"].startswith(f"{parent}/"):
         raise invalid("evaluationJob.outputDataset: name a data set of your own", field="evaluationJob.outputDataset")
     given.pop("outputStats", None)  # the job's own to tell
     _check_answers(given)
-    request = jobs.read(call.gateway, kind, given, parent=parent)
+    revision = evaluator_revisions.named(call.gateway, named, what="evaluationJob.evaluator", parent=parent)
+    given["evaluatorVersion"] = revision.name
+    others = replace(kind, inputs=tuple(one for one in kind.inputs if one.path != "evaluator"))
+    request = jobs.read(call.gateway, others, given, parent=parent)
     granted = {f"{GRANTED_PREFIX}{name}": value for name, value in evaluating.granted(call.gateway, parent).items()}
-    return _inserted(call, request.body, secrets=granted)
+    return _inserted(call, request.body, secrets=granted, elsewhere=request.elsewhere)
 
 
 def execution_log(call: Call) -> dict[str, Any]:
@@ -107,6 +113,10 @@ def _check_answers(given: dict[str, Any]) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise invalid(f"{where}: {first['loc'][0]}: {first['msg']}", field=where) from error
+    try:
+        reward_weights(given.get("rewardWeights", []))
+    except ValueError as error:
+        raise invalid(f"evaluationJob.rewardWeights: {error}", field="evaluationJob.rewardWeights") from error
     fraction = given.get("maxInvalidFraction", 0)
     if not 0 <= fraction <= 1:
         raise invalid(
@@ -115,14 +125,19 @@ def _check_answers(given: dict[str, Any]) -> None:
         )
 
 
-def _inserted(call: Call, body: dict[str, Any], *, secrets: dict[str, str] | None = None) -> dict[str, Any]:
+def _inserted(
+    call: Call, body: dict[str, Any], *, secrets: dict[str, str] | None = None, elsewhere: dict[str, Any] | None = None
+) -> dict[str, Any]:
     records = jobs.family(_EVALUATIONS)
     begun = {key: value for key, value in jobs.begun(call).items() if key not in body}
     given_id = call.body.get("evaluationJobId")
     new = new_resource(records, call, given_id=given_id, what="evaluationJobId", body={**begun, **body})
-    if secrets:
-        new = new.changed(private={"secrets": sealed(call.gateway, new.name, secrets)})
+    new = new.changed(private={"elsewhere": elsewhere or {}})
     with call.gateway.store.transaction() as transaction:
+        if secrets:
+            new = new.changed(private={"secrets": sealed(call.gateway, new.name, secrets)})
+        if body.get("state") is None:
+            transaction.get(body["evaluatorVersion"])  # it may have been deleted meanwhile
         made = transaction.insert(new)
         same = body_value(["outputDataset"]).as_string() == body["outputDataset"]
         going = resources.c.state.in_(GOING)
@@ -137,12 +152,17 @@ def _inserted(call: Call, body: dict[str, Any], *, secrets: dict[str, str] | Non
 
 def _scores(call: Call, results: Resource) -> tuple[dict[str, float], int]:
     """The mean of each score that the rows bear, and how many rows there are."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, array[float]] = {}
     count = 0
     for row in _rows(call, results):
         count += 1
         for name, value in _scores_of(row):
-            found.setdefault(name, []).append(value)
+            found.setdefault(name, array("d")).append(value)
+        if len(found) > _MOST_SCORES:
+            raise invalid(
+                f"evaluationJob.outputDataset: its rows bear more than {_MOST_SCORES:,} different scores; name fewer",
+                field="evaluationJob.outputDataset",
+            )
     return {name: math.fsum(values) / len(values) for name, values in found.items()}, count
 
 

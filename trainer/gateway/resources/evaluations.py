@@ -26,14 +26,16 @@ from trainer.gateway.standard import Family, new_resource
 FAMILY = Family(collection="evaluations", schema="gatewayEvaluation", param="evaluation_id")
 JUDGE_URL, JUDGE_SECRET = "TRAINER_JUDGE_URL", "TRAINER_JUDGE_SECRET"
 _USUAL = 5
+_PROVIDERS = "its providers answer nothing here: rows bring their answers with them"
 _KINDS = {"ASSERTION_TYPE_CODE": "codeAssertion", "ASSERTION_TYPE_LLM": "llmAssertion"}
 
 
 def create(call: Call) -> dict[str, Any]:
     """POST {"evaluation": {...}, "evaluationId": "..."}."""
     call.parent()  # another account's is not found, whatever else is wrong
+    given = call.body["evaluation"]
     body = {
-        **call.body["evaluation"], "status": {"code": "OK", "message": ""},
+        **given, "status": {"code": "OK", "message": _PROVIDERS if given.get("providers") else ""},
         "createdBy": call.principal.email or call.gateway.options.email,
     }  # fmt: skip
     _check(body["assertions"])

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 import secrets
+from dataclasses import replace
 from typing import Any
 
-from trainer.gateway import evaluator_builds, job_families, standard, uploads
+from trainer.gateway import evaluator_builds, evaluator_revisions, job_families, standard, uploads
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call
 from trainer.gateway.standard import Family, Handler, new_resource
-from trainer.gateway.store import Resource, Transaction, resources
+from trainer.gateway.store import Resource, Transaction, body_value, resources
 
 _SOURCES = "evaluatorSources"
 _REBUILD = ("requirements", "entryPoint", "criteria")
@@ -42,8 +43,11 @@ def _version_shown(_call: Call, version: Resource) -> dict[str, Any]:
 
 
 VERSIONS = Family(
-    collection="evaluatorVersions", schema="gatewayEvaluatorVersion", param="version_id", present=_version_shown
-)
+    collection=evaluator_revisions.COLLECTION,
+    schema="gatewayEvaluatorVersion",
+    param="version_id",
+    present=_version_shown,
+)  # fmt: skip
 
 
 def create(call: Call) -> dict[str, Any]:
@@ -125,11 +129,13 @@ def validate_upload(call: Call) -> dict[str, Any]:
 
 
 def source_code(call: Call) -> dict[str, Any]:
-    """GET :getSourceCodeSignedUrl: signed URLs of the newest source."""
+    """GET :getSourceCodeSignedUrl: signed URLs of the newest source, or of a revision's (?versionId=, here alone)."""
     evaluator = FAMILY.load(call)
-    name = evaluator.private.get("source")
+    wanted = call.query.get("versionId")
+    found = _version(call, wanted) if wanted else evaluator
+    name = found.private.get("source")
     if name is None:
-        raise precondition(f"{evaluator.name}: has no uploaded source yet", name=evaluator.name)
+        raise precondition(f"{found.name}: has no uploaded source", name=found.name)
     return uploads.download_urls(call, call.gateway.store.get(name))
 
 
@@ -145,7 +151,13 @@ def build_log(call: Call) -> dict[str, Any]:
     return {"buildLogSignedUri": url}
 
 
-list_versions: Handler = standard.list_all(VERSIONS, parent=FAMILY.name)
+_list_versions: Handler = standard.list_all(VERSIONS, parent=FAMILY.name)
+
+
+def list_versions(call: Call) -> dict[str, Any]:
+    """GET of the revisions: the newest first, where the client does not say otherwise."""
+    order = call.query.get("orderBy") or "createTime desc"
+    return _list_versions(replace(call, query={**call.query, "orderBy": order}))
 
 
 def get_version(call: Call) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def get_version(call: Call) -> dict[str, Any]:
 
 def delete_version(call: Call) -> dict[str, Any]:
     """DELETE of a revision; of an alias when that is what the name says."""
-    wanted = call.params["version_id"]
+    wanted, unused = call.params["version_id"], ""
     with call.gateway.store.transaction() as transaction:
         found = _version(call)
         others = found.body.get("alternateIds", [])
@@ -164,8 +176,30 @@ def delete_version(call: Call) -> dict[str, Any]:
         if found.id != wanted:
             transaction.save(found.changed({"alternateIds": [one for one in others if one != wanted]}))
         else:
+            if going := _scored_by(transaction, found.name):
+                raise precondition(f"{found.name} is used by {going}, which has not ended; cancel or delete that first")
             transaction.delete(found.name)
+            unused = _unused_source(transaction, found)
+    if unused:
+        call.gateway.files.remove(unused)
     return {}
+
+
+def _scored_by(transaction: Transaction, revision: str) -> str:
+    """A job that has not ended and scores with the revision, or ""."""
+    same = body_value(["evaluatorVersion"]).as_string() == revision
+    going = transaction.every("evaluationJobs", resources.c.state.in_(job_families.GOING), same)
+    return going[0].name if going else ""
+
+
+def _unused_source(transaction: Transaction, deleted: Resource) -> str:
+    """The source that was the deleted revision's alone, taken out of the records; "" where others have it."""
+    name = deleted.private.get("source")
+    kept = [transaction.get(deleted.parent), *evaluator_revisions.all_of(transaction, deleted.parent)]
+    if not name or any(one.private.get("source") == name for one in kept):
+        return ""
+    transaction.delete(name)
+    return name
 
 
 def alias(call: Call) -> dict[str, Any]:
@@ -179,7 +213,7 @@ def alias(call: Call) -> dict[str, Any]:
         )
     with call.gateway.store.transaction() as transaction:
         wanted = _version(call)
-        for version in _versions(transaction, wanted.parent):
+        for version in evaluator_revisions.all_of(transaction, wanted.parent):
             others = version.body.get("alternateIds", [])
             kept = [one for one in others if one != name] + ([name] if version.name == wanted.name else [])
             if kept != others:
@@ -197,14 +231,14 @@ def rollback(call: Call) -> dict[str, Any]:
         evaluator = transaction.save(evaluator.changed(fields, private))
     revised = _revised(call, evaluator)
     with call.gateway.store.transaction() as transaction:
-        return _version_shown(call, _versions(transaction, revised.name)[-1])
+        return _version_shown(call, evaluator_revisions.all_of(transaction, revised.name)[-1])
 
 
 def _revised(call: Call, evaluator: Resource) -> Resource:
     """A new revision of the evaluator as it is, and the beginning of its build."""
     with call.gateway.store.transaction() as transaction:
         evaluator = transaction.get(evaluator.name)
-        versions = _versions(transaction, evaluator.name)
+        versions = evaluator_revisions.all_of(transaction, evaluator.name)
         for version in versions:
             if "latest" in (others := version.body.get("alternateIds", [])):
                 transaction.save(version.changed({"alternateIds": [one for one in others if one != "latest"]}))
@@ -220,19 +254,14 @@ def _revised(call: Call, evaluator: Resource) -> Resource:
     return evaluator_builds.begin(call.gateway, evaluator, version=f"v{number}")
 
 
-def _version(call: Call) -> Resource:
-    evaluator, wanted = FAMILY.load(call), call.params["version_id"]
+def _version(call: Call, wanted: str = "") -> Resource:
+    evaluator, wanted = FAMILY.load(call), wanted or call.params["version_id"]
     with call.gateway.store.transaction() as transaction:
-        versions = _versions(transaction, evaluator.name)
-    for version in versions:
-        if wanted == version.id or wanted in version.body.get("alternateIds", []):
-            return version
+        versions = evaluator_revisions.all_of(transaction, evaluator.name)
+    found = evaluator_revisions.find(versions, wanted)
+    if found is not None:
+        return found
     raise not_found(f"{evaluator.name}/versions/{wanted}", f"it has {', '.join(one.id for one in versions) or 'none'}")
-
-
-def _versions(transaction: Transaction, evaluator: str) -> list[Resource]:
-    found = transaction.every(VERSIONS.collection, resources.c.parent == evaluator)
-    return sorted(found, key=lambda version: int(version.id[1:]))
 
 
 def _has_code(evaluator: Resource) -> bool:

@@ -8,12 +8,12 @@ from evaluators.kinds.base import Evaluator, Runner
 from evaluators.outcomes import counts
 from evaluators.protocol import Result
 from trainer.evaluation_run import EvaluatorSource, files_of, open_evaluator
-from trainer.gateway import evaluating, evaluating_samples
-from trainer.gateway.errors import invalid, precondition
-from trainer.gateway.gateway import Call, full_name
+from trainer.gateway import evaluating, evaluating_samples, evaluator_revisions
+from trainer.gateway.errors import invalid
+from trainer.gateway.gateway import Call
 
 _USUAL = 10
-_WHICH = "evaluator: give criteria (a draft), or the name of an evaluator that is ACTIVE"
+_WHICH = "evaluator: give criteria (a draft), or the name of an evaluator or of a revision of it (.../versions/V)"
 
 
 def preview(call: Call) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def preview(call: Call) -> dict[str, Any]:
     granted = evaluating.granted(call.gateway, parent)
 
     def opened(runner: Runner) -> Evaluator:
-        return open_evaluator(source, files_of(source), runner, environment=granted).evaluator
+        return open_evaluator(source, files_of(source), runner, environment=granted)
 
     sampled = evaluating_samples.run(call.gateway, opened, rows)
     return evaluating.struck(_answer(sampled), list(granted.values()))
@@ -43,12 +43,8 @@ def _source(call: Call, given: dict[str, Any], parent: str) -> EvaluatorSource:
         return EvaluatorSource(criteria=criteria, requirements=requirements, python=python)
     if not isinstance(name, str) or not name:
         raise invalid(_WHICH, field="evaluator")
-    name = full_name(name, collection="evaluators", what="evaluator.name", account=parent)
-    found = call.gateway.store.get(name, "create it first (POST .../evaluatorsV2)")
-    if found.body.get("state") != "ACTIVE":
-        why = (found.body.get("status") or {}).get("message", "")
-        raise precondition(f"{name} is {found.body.get('state')}, not ACTIVE: {why}", name=name)
-    return evaluating.source_of(call.gateway, found)
+    revision = evaluator_revisions.named(call.gateway, name, what="evaluator.name", parent=parent)
+    return evaluator_revisions.source_at(call.gateway, revision)
 
 
 def _answer(sampled: evaluating_samples.Sampled) -> dict[str, Any]:
