@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -12,8 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # azurite's own
+import httpx
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # azurite's own
 
 
 def has_moto() -> bool:
@@ -46,8 +51,36 @@ def azure_server(program: str) -> Iterator[dict[str, str]]:
     with _process([program, *words, "--blobPort", str(port)], port):
         yield {
             "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;"
-            f"AccountKey={_KEY};BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+            f"AccountKey={AZURE_KEY};BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
         }
+
+
+def lock_s3(environment: dict[str, str]) -> dict[str, str]:
+    """Make the S3 server ask for keys from now on; gives a user's that may read everything, as a secret has them."""
+    session = _session(environment)
+    iam = session.create_client("iam", endpoint_url=environment["AWS_ENDPOINT_URL_S3"], region_name="us-east-1")
+    iam.create_user(UserName="reader")
+    made = iam.create_access_key(UserName="reader")["AccessKey"]
+    allowed = {"Effect": "Allow", "Action": ["s3:*"], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    iam.put_user_policy(UserName="reader", PolicyName="reads", PolicyDocument=policy)
+    httpx.post(f"{environment['AWS_ENDPOINT_URL_S3']}/moto-api/reset-auth", content="0").raise_for_status()
+    return {"aws_access_key_id": made["AccessKeyId"], "aws_secret_access_key": made["SecretAccessKey"]}
+
+
+def s3_client(environment: dict[str, str], keys: dict[str, str] | None = None) -> Any:
+    """Amazon's own client for the server, with `keys` or the environment's."""
+    return _session(environment, keys).create_client("s3", endpoint_url=environment["AWS_ENDPOINT_URL_S3"])
+
+
+def _session(environment: dict[str, str], keys: dict[str, str] | None = None) -> Any:
+    from botocore.session import Session
+
+    given = {name.lower(): value for name, value in environment.items()} | (keys or {})
+    session = Session()
+    session.set_credentials(given["aws_access_key_id"], given["aws_secret_access_key"])
+    session.set_config_variable("region", environment["AWS_DEFAULT_REGION"])
+    return session
 
 
 def new_bucket() -> str:

@@ -229,6 +229,12 @@ def _problems_together(config: dict[str, Any], checked: dict[str, Any]) -> list[
                 problems.append(f"{key}: an {config['kind']} job has a field for that; set {field}")
     elif train.early_stop and not (data.evaluation or data.carveout):
         problems.append("train.early_stop: needs held-out pairs to judge by; set data.evaluation or data.carveout=true")
+    for name in ("aws_s3_config", "azure_blob_storage_config"):
+        if getattr(job, name):
+            problems.append(
+                f"job.{name}: names a secret of a gateway, for jobs that are posted to one; leave it out, a run here "
+                "reads s3:// and az:// with your environment's credentials (AWS_*, AZURE_STORAGE_*)"
+            )
     try:
         objective_of(job, **train.dpo.model_dump())
         checked["model"].lora.asked_by(job)

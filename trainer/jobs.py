@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 RESOURCE_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -108,19 +108,48 @@ class WandbConfig(Wire):
         return {"api_key"}
 
 
-class AwsS3Config(Wire):
-    """S3 access to data sets (`gatewayAwsS3Config`)."""
+def _no_federation(value: str | None) -> str | None:
+    if value:
+        raise ValueError(
+            "a gateway of one's own has no cloud identity that another cloud could trust; put keys that may read the "
+            "rows into a secret, and name it in credentials_secret"
+        )
+    return value
+
+
+_Federated = Annotated[str | None, AfterValidator(_no_federation)]
+
+
+class _Credentials(Wire):
+    """What opens the rows that lie elsewhere: a secret of the job's own account, by name."""
 
     credentials_secret: str | None = Field(default=None, description="accounts/{account}/secrets/{secret}.")
-    iam_role_arn: str | None = Field(default=None, description="Role to assume.")
+
+    @model_validator(mode="after")
+    def _names_a_secret(self) -> Self:
+        if not self.credentials_secret:
+            raise ValueError("names no credentials; set credentials_secret to accounts/{account}/secrets/{secret}")
+        return self
 
 
-class AzureBlobStorageConfig(Wire):
-    """Azure Blob access to data sets (`gatewayAzureBlobStorageConfig`)."""
+class AwsS3Config(_Credentials):
+    """S3 access to data sets whose externalUrl is s3:// (`gatewayAwsS3Config`)."""
 
-    credentials_secret: str | None = Field(default=None, description="accounts/{account}/secrets/{secret}.")
-    managed_identity_client_id: str | None = Field(default=None, description="Managed identity, a uuid.")
-    tenant_id: str | None = Field(default=None, description="Tenant, a uuid.")
+    iam_role_arn: _Federated = Field(default=None, description="Role to assume: refused here.")
+
+
+class AzureBlobStorageConfig(_Credentials):
+    """Azure Blob access to data sets whose externalUrl is there (`gatewayAzureBlobStorageConfig`)."""
+
+    managed_identity_client_id: _Federated = Field(default=None, description="Managed identity: refused here.")
+    tenant_id: _Federated = Field(default=None, description="Of a managed identity: refused here.")
+
+
+class BucketAccess(Wire):
+    """What every kind of job has of buckets, as far as its schema has it."""
+
+    aws_s3_config: AwsS3Config | None = Field(default=None, description="As in a supervised job.")
+    azure_blob_storage_config: AzureBlobStorageConfig | None = Field(default=None, description="Likewise.")
 
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -175,9 +204,9 @@ class SupervisedFineTuningJob(Wire):
     mtp_enabled: bool = Field(default=False, description="Multi-token prediction: refused here.")
     mtp_num_draft_tokens: Count | None = Field(default=None, description="Multi-token prediction: refused here.")
     mtp_freeze_base_model: bool = Field(default=False, description="Multi-token prediction: refused here.")
-    aws_s3_config: AwsS3Config | None = Field(default=None, description="Data sets on S3: refused here.")
+    aws_s3_config: AwsS3Config | None = Field(default=None, description="Opens data sets with an s3:// externalUrl.")
     azure_blob_storage_config: AzureBlobStorageConfig | None = Field(
-        default=None, description="Data sets on Azure Blob Storage: refused here."
+        default=None, description="Opens data sets whose externalUrl is in Azure Blob Storage."
     )
 
     @field_validator("output_model")
@@ -197,8 +226,6 @@ class SupervisedFineTuningJob(Wire):
             "mtp_enabled": self.mtp_enabled and _NO_MTP,
             "mtp_num_draft_tokens": self.mtp_num_draft_tokens and _NO_MTP,
             "mtp_freeze_base_model": self.mtp_freeze_base_model and _NO_MTP,
-            "aws_s3_config": self.aws_s3_config and _NO_BUCKETS,
-            "azure_blob_storage_config": self.azure_blob_storage_config and _NO_BUCKETS,
         }
         for name, reason in refused.items():
             if reason:
@@ -239,10 +266,6 @@ def _check_start(base_model: str | None, warm_start_from: str | None, lora_rank:
 
 
 _NO_MTP = "multi-token prediction is not supported (the hosted gateway's current stack has dropped it too); unset it"
-_NO_BUCKETS = (
-    "data sets in buckets cannot be read by this version; upload the file to the gateway "
-    "(datasets:upload) or give a local path"
-)
 
 
 class TrainerShardingScheme(Wire):
@@ -392,9 +415,9 @@ class DpoJob(Wire):
     training_config: TrainingConfig | None = Field(default=None, description="What to train, and by which numbers.")
     loss_config: LossConfig | None = Field(default=None, description="The method and its settings; None = DPO.")
     wandb_config: WandbConfig | None = Field(default=None, description="Weights & Biases logging; None = off.")
-    aws_s3_config: AwsS3Config | None = Field(default=None, description="Data sets on S3: refused here.")
+    aws_s3_config: AwsS3Config | None = Field(default=None, description="Opens data sets with an s3:// externalUrl.")
     azure_blob_storage_config: AzureBlobStorageConfig | None = Field(
-        default=None, description="Data sets on Azure Blob Storage: refused here."
+        default=None, description="Opens data sets whose externalUrl is in Azure Blob Storage."
     )
     purpose: Purpose = Field(default=Purpose.UNSPECIFIED, description="PILOT jobs go first in the gateway's queue.")
 
@@ -402,9 +425,6 @@ class DpoJob(Wire):
     def _refuse_what_cannot_be_honoured(self) -> DpoJob:
         if self.training_config is None:
             raise ValueError("training_config: name the model to fine-tune in training_config.base_model")
-        for name in ("aws_s3_config", "azure_blob_storage_config"):
-            if getattr(self, name):
-                raise ValueError(f"{name}: {_NO_BUCKETS}")
         self._check_loss(self.loss_config or LossConfig())
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from trainer.gateway.buckets import S3, credentials_of, locate, open_bucket
+from trainer.gateway.bucket_credentials import credentials_of
+from trainer.gateway.buckets import AZURE, S3, locate, open_bucket, scheme_of
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.fetching import Fetcher, Rules, allowed_hosts, may_connect
 
@@ -83,8 +85,10 @@ class World(httpx.BaseTransport):
         self.connected.append((request.url.host, request.headers["host"], sni))
         return self.answers.get(request.headers["host"] + request.url.path, httpx.Response(200, stream=Slow([b"ok"])))
 
-    def fetcher(self, **rules: frozenset[str]) -> Fetcher:
-        return Fetcher(Rules(**{"allowed": frozenset[str](), **rules}), resolver=self.resolve, transport=self)
+    def fetcher(
+        self, *, allowed: frozenset[str] = frozenset(), refused: frozenset[tuple[str, int]] = frozenset()
+    ) -> Fetcher:
+        return Fetcher(Rules(allowed=allowed, refused=refused), resolver=self.resolve, transport=self)
 
 
 @pytest.fixture
@@ -170,9 +174,35 @@ def test_the_operator_s_list(world: World, tmp_path: Path) -> None:
     for url in ("http://loop.example/", "http://192.168.7.7/", "http://meta.example/"):  # metadata never
         with pytest.raises(GatewayError, match="not a public address"):
             get(fetcher, url, tmp_path / "f")
-    itself = world.fetcher(allowed=allowed, refused=frozenset({"127.0.0.1:9000"}))
-    with pytest.raises(GatewayError, match="not a public address"):
-        get(itself, "http://loop.example:9000/", tmp_path / "f")
+
+
+@pytest.mark.parametrize("listens", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_the_gateway_does_not_ask_itself(world: World, tmp_path: Path, listens: str) -> None:
+    """Not even where the operator names its host, nor for a URL that it has signed; another port is not its own."""
+    allowed = frozenset({"localhost", "loop.example", "six-loop.example", "127.0.0.1", "127.1.2.3", "0.0.0.0", "[::1]",
+                         "::1", "mapped-loop.example", "lan.example"})  # fmt: skip
+    world.names["mapped-loop.example"] = ["::ffff:127.0.0.1"]
+    fetcher = world.fetcher(allowed=allowed, refused=frozenset({(listens, 8787)}))
+    hosts = ("localhost", "loop.example", "six-loop.example", "127.0.0.1", "127.1.2.3", "0.0.0.0", "[::1]",
+             "mapped-loop.example")  # fmt: skip
+    world.answers["loop.example:9000/in"] = httpx.Response(302, headers={"location": "http://localhost:8787/v1"})
+    for url in (
+        *(f"http://{host}:8787/files/a/rows.jsonl?signature=s" for host in hosts),
+        "http://loop.example:9000/in",
+    ):
+        with pytest.raises(GatewayError, match="is this gateway itself") as caught:
+            get(fetcher, url, tmp_path / "f")
+        assert (caught.value.code, "signature" in caught.value.message) == ("INVALID_ARGUMENT", False)
+    assert [host for _, host, _ in world.connected] == ["loop.example:9000"]
+    assert get(fetcher, "http://loop.example:9000/", tmp_path / "f") == b"ok"
+    assert get(fetcher, "http://lan.example:8787/", tmp_path / "f") == b"ok"  # another machine's
+
+
+def test_where_the_gateway_listens_is_known_from_its_folder(tmp_path: Path) -> None:
+    assert Rules.of_gateway(tmp_path).refused == frozenset()
+    for url, listens in (("http://127.0.0.1:8787", "127.0.0.1"), ("http://[::]:8787", "::")):
+        (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": 1}))
+        assert Rules.of_gateway(tmp_path).refused == {(listens, 8787)}
 
 
 def test_addresses() -> None:
@@ -203,6 +233,34 @@ def test_limits(world: World, tmp_path: Path) -> None:
     refused(httpx.Response(503), "UNAVAILABLE")
     world.answers["public.example/x"] = httpx.Response(200, stream=Slow([b"x" * 1000]))
     assert len(get(fetcher, "http://public.example/x", target)) == 1000
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """Sends its head byte by byte, and never ends it."""
+
+    def handle(self) -> None:
+        self.rfile.readline()
+        for one in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1000:
+            try:
+                self.wfile.write(bytes([one]))
+                threading.Event().wait(0.02)
+            except OSError:
+                return
+
+
+def test_a_dripping_head_ends_in_time(tmp_path: Path) -> None:
+    """Each byte comes soon enough; all of them would take 20 s."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            fetcher = Fetcher(Rules(allowed=frozenset({f"127.0.0.1:{server.server_address[1]}"})))
+            with pytest.raises(GatewayError, match="took too long") as caught:
+                get(fetcher, f"http://127.0.0.1:{server.server_address[1]}/", tmp_path / "f", seconds=0.2)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert caught.value.code == "DEADLINE_EXCEEDED"
 
 
 def test_a_real_server(tmp_path: Path) -> None:
@@ -251,12 +309,13 @@ def test_a_real_server(tmp_path: Path) -> None:
     "s3://", "s3://b", "s3://Bucket/k", "s3://bucket/../k", "s3://a@bucket/k", "s3://bucket:9000/k", "s3://bucket/k?x=1",
     "s3://169.254.169.254/k", "s3://127.0.0.1/k", "az://c/k", "az://cont@evil.example/k", "az://cont@a/k",
     "az://cont@acc.blob.core.windows.net.evil.example/k", "az://cont@acc.file.core.windows.net/k", "abfs://u:p@acc/k",
-    "az://cont@127.0.0.1/k", "memory://x/y", "file:///etc/passwd", "s3://bucket\\@evil/k", "gs://bucket/k",
+    "az://cont@127.0.0.1/k", "memory://x/y", "file:///etc/passwd", "s3://bucket\\@evil/k", "gs://bucket",
+    "gs://Bucket/k", "s3://bucket/", "s3://bucket/folder/", "s3://[", "az://cont@acc/folder/",
 ])  # fmt: skip
 def test_bucket_urls_that_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(GatewayError) as caught:
         Fetcher(Rules(allowed=frozenset())).download(url, tmp_path / "f", largest=1, seconds=1)
-    assert caught.value.code == ("UNIMPLEMENTED" if url.startswith("gs:") else "INVALID_ARGUMENT")
+    assert caught.value.code == "INVALID_ARGUMENT"
 
 
 def test_bucket_urls() -> None:
@@ -264,25 +323,76 @@ def test_bucket_urls() -> None:
     for host in ("acc", "acc.blob.core.windows.net", "acc.dfs.core.windows.net"):
         found = locate(f"abfss://cont@{host}/a/b.jsonl")
         assert (found.scheme, found.bucket, found.account, found.key) == ("az", "cont", "acc", "a/b.jsonl")
+    found = locate("https://acc.blob.core.usgovcloudapi.net/cont/a%20b/c.jsonl")
+    assert (found.scheme, found.bucket, found.account, found.key) == ("az", "cont", "acc", "a b/c.jsonl")
+    assert found.suffix == locate("az://cont@acc.dfs.core.usgovcloudapi.net/k").suffix == "core.usgovcloudapi.net"
+    for path in ("cont/../k", "cont/%2e%2e/k", "c/k", "cont/k?sig=hunter2"):
+        with pytest.raises(GatewayError) as caught:
+            locate(f"https://acc.blob.core.windows.net/{path}")
+        assert "hunter2" not in caught.value.message
+    host = "acc.blob.core.windows.net"
+    schemes = {
+        "s3://b/k": S3, "az://c/k": AZURE, f"https://{host}/c/k": AZURE, "gs://b/k": "", f"http://{host}/c/k": "",
+        f"https://{host}.evil.example/c/k": "", f"https://{host}:8443/c/k": "", f"https://u@{host}/c/k": "",
+    }  # fmt: skip
+    assert {url: scheme_of(url) for url in schemes} == schemes
+
+
+def test_a_public_object_in_google_s_store(world: World, tmp_path: Path) -> None:
+    world.names["storage.googleapis.com"] = [PUBLIC]
+    world.answers["storage.googleapis.com/some-bucket/a%/rows.jsonl"] = httpx.Response(200, stream=Slow([b"rows"]))
+    assert get(world.fetcher(), "gs://some-bucket/a%/rows.jsonl", tmp_path / "f") == b"rows"
+    assert world.connected == [(PUBLIC, "storage.googleapis.com", "storage.googleapis.com")]
 
 
 def test_credentials() -> None:
-    aws = b'{"aws_access_key_id": "AKIA", "aws_secret_access_key": "hunter2"}'
-    assert credentials_of(aws, S3, what="s")["aws_secret_access_key"] == "hunter2"
+    aws = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "hunter2"}
+    for more in ({}, {"aws_session_token": "t", "region": "eu-central-1"}):
+        assert credentials_of(json.dumps({**aws, **more}).encode(), S3, what="s") == {**aws, **more}
     string = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=aGk=;EndpointSuffix=core.windows.net"
-    for value in ('{"sas_token": "sv=1"}', '{"account_key": "aGk="}', f'{{"connection_string": "{string}"}}'):
-        assert len(credentials_of(value.encode(), "az", what="s")) == 1
-    evil = "AccountName=acc;AccountKey=aGk=;BlobEndpoint=http://169.254.169.254/hunter2"
-    bad = [(S3, b"hunter2"), (S3, b"{}"), (S3, b'{"aws_access_key_id": "hunter2"}'), (S3, b'["hunter2"]'),
-           (S3, b'{"endpoint_url": "http://hunter2"}'), ("az", b'{"sas_token": "a", "account_key": "hunter2"}'),
-           ("az", f'{{"connection_string": "{evil}"}}'.encode()), ("az", b'{"account_key": 7}'),
-           ("az", b'{"connection_string": "AccountName=../hunter2;AccountKey=x"}'),
-           ("az", b'{"connection_string": "AccountName=acc;AccountKey=x;EndpointSuffix=hunter2.example"}')]  # fmt: skip
-    for scheme, value in bad:
-        with pytest.raises(GatewayError) as caught:
-            credentials_of(value, scheme, what="accounts/local/secrets/s")
+    named = {"account_name": "acc", "endpoint_suffix": "core.windows.net"}
+    for value, found in (
+        ({"sas_token": "?sv=1&sig=a%3D"}, {"sas_token": "sv=1&sig=a%3D"}),
+        ({"account_key": "aGk="}, {"account_key": "aGk="}),
+        ({"connection_string": string}, {**named, "account_key": "aGk="}),
+        (
+            {"connection_string": "AccountName=acc;SharedAccessSignature=sv=1&sig=x"},
+            {**named, "sas_token": "sv=1&sig=x"},
+        ),
+    ):
+        assert credentials_of(json.dumps(value).encode(), AZURE, what="s") == found
+
+
+EVIL = "http://169.254.169.254/hunter2"
+STRINGS = ("AccountName=../hunter2;AccountKey=aGk=", "AccountName=acc;AccountKey=aGk=;EndpointSuffix=hunter2.example",
+           f"AccountName=acc;AccountKey=aGk=;BlobEndpoint={EVIL}", "AccountName=acc", "UseDevelopmentStorage=true",
+           f"DefaultEndpointsProtocol={EVIL}?;AccountName=acc;AccountKey=aGk=;EndpointSuffix=core.windows.net",
+           "DefaultEndpointsProtocol=HTTP;AccountName=acc;AccountKey=aGk=", "AccountName=acc;AccountName=hunter2",
+           f"AccountName=acc;SharedAccessSignature=a b;{EVIL}", "hunter2")  # fmt: skip
+KEYS = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "x"}
+
+
+@pytest.mark.parametrize(("scheme", "value"), [
+    (S3, "hunter2"), (S3, {}), (S3, {"aws_access_key_id": "hunter2"}), (S3, ["hunter2"]), (S3, {"endpoint_url": EVIL}),
+    *((S3, {**KEYS, **more}) for more in (
+        {"endpoint_url": EVIL}, {"endpoint_url": "https://hunter2.example"}, {"endpoint_url": "file:///hunter2"},
+        {"endpoint_url": "http://u:hunter2@lan.example"}, {"endpoint_url": "http://lan.example/hunter2?x"},
+        {"endpoint_url": "http://[hunter2"}, {"region": "eu/hunter2"}, {"region": "hunter2.example"},
+        {"aws_session_token": "hunter2\r\nx: y"}, {"profile": "hunter2"})),
+    *(("az", one) for one in (
+        {"sas_token": "a", "account_key": "hunter2"}, {"account_key": 7}, {"account_key": "hunter2;"},
+        {"sas_token": f"sv=1;BlobEndpoint={EVIL}"}, {"sas_token": "hunter2 x"}, {"sas_token": "?"})),
+    *(("az", {"connection_string": text}) for text in STRINGS),
+])  # fmt: skip
+def test_credentials_that_are_none(scheme: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word of a secret sends the gateway somewhere, and none is repeated."""
+    monkeypatch.setenv("TRAINER_GATEWAY_ALLOWED_HOSTS", "lan.example,169.254.169.254")
+    text = value if isinstance(value, str) else json.dumps(value)
+    with pytest.raises(GatewayError) as caught:
+        credentials_of(text.encode(), scheme, what="accounts/local/secrets/s")
+    assert caught.value.message.startswith("accounts/local/secrets/s")
+    if "169.254" not in text:
         assert "hunter2" not in caught.value.message
-        assert "secrets/s" in caught.value.message
 
 
 def test_the_gateway_s_own_credentials_are_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,3 +402,32 @@ def test_the_gateway_s_own_credentials_are_not_lent(monkeypatch: pytest.MonkeyPa
     assert open_bucket("s3://bucket/key")._fs.anon is True
     theirs = open_bucket("s3://bucket/key", {"aws_access_key_id": "theirs", "aws_secret_access_key": "x"})
     assert (theirs._fs.key, theirs._fs.anon) == ("theirs", False)
+
+
+def test_nor_are_those_for_azure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client fills in whatever is left open from the environment, the connection string before all else."""
+    pytest.importorskip("adlfs")
+    own = "AccountName=own;AccountKey=b3du;BlobEndpoint=http://127.0.0.1:1/own"
+    for name, value in (
+        ("CONNECTION_STRING", own),
+        ("ACCOUNT_KEY", "b3du"),
+        ("SAS_TOKEN", "own"),
+        ("ACCOUNT_NAME", "own"),
+    ):
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+
+    def said(url: str, **credentials: str) -> str:
+        return open_bucket(url, credentials)._fs.connection_string
+
+    theirs = "BlobEndpoint=https://acc.blob.core.windows.net"
+    assert said("az://cont@acc/key") == theirs
+    assert said("az://cont@acc/key", account_key="aGk=") == f"{theirs};AccountName=acc;AccountKey=aGk="
+    assert (
+        said("https://acc.blob.core.windows.net/cont/key", sas_token="sv=1") == f"{theirs};SharedAccessSignature=sv=1"
+    )
+    gov = "https://acc.blob.core.usgovcloudapi.net"
+    assert said("az://cont@acc.blob.core.usgovcloudapi.net/key") == f"BlobEndpoint={gov}"
+    with pytest.raises(GatewayError, match="name the storage account"):
+        said("az://cont/key")
+    with pytest.raises(GatewayError, match="is of the account acc, the credentials are of other"):
+        said("az://cont@acc/key", account_name="other", account_key="aGk=")

@@ -1,10 +1,15 @@
-"""From the names in a job to places on this machine: data sets, base models, adapters to start from."""
+"""From the names in a job to places on this machine: data sets, base models, adapters to start from.
+
+Rows at a URL are fetched once, here, before the run is described: s3:// and az:// with the credentials of the user's
+environment (AWS_*, AZURE_STORAGE_*), https:// and gs:// as anybody may read them.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +17,17 @@ from trainer import history
 from trainer.checkpoints import file_sha256
 from trainer.compose import Composed
 from trainer.errors import UsageError
+from trainer.gateway import buckets
 from trainer.gateway.client import GatewayClient, GatewayError
+from trainer.gateway.fetching import Fetcher
 from trainer.jobs import DpoJob
 from trainer.runs import Inputs, RowSource, home, shipped
 
 _RESOURCE = re.compile(r"accounts/[^/]+/(datasets|models)/[^/]+")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+_WEB = ("https://", "http://", "gs://")
+_LARGEST, _SECONDS = 64 << 30, 7200.0  # of rows that are fetched
 _DATA_SUFFIXES = {".jsonl", ".json", ".parquet", ".ndjson", ".csv", ".gz", ".txt"}
 
 
@@ -45,16 +55,44 @@ class Places:
         return Inputs(base_model=self.model(where, what="job.base_model"), train=train, evaluation=held_out)
 
     def rows(self, name: str, *, what: str) -> RowSource:
-        """A data set: a gateway's, a local file or folder, or a hub id."""
+        """A data set: a gateway's, a local file or folder, the URL of a file, or a hub id."""
         if _RESOURCE.fullmatch(name):
             folder = self._asked(what, name).download_dataset(name, self.cache / "datasets" / name.rsplit("/", 1)[-1])
             return _file_source(name, folder)
+        if _URL.fullmatch(name):
+            return self._fetched(name, what)
         path = Path(name).expanduser()
         if path.exists():
             return _file_source(name, path.absolute())
         if _HUB_ID.fullmatch(name) and path.suffix not in _DATA_SUFFIXES and not path.parent.exists():
             return RowSource(name=name, path=name)
         raise UsageError(f"{what}: {name!r} is no file, folder, hub id or gateway data set{_neighbours(path)}")
+
+    def _fetched(self, url: str, what: str) -> RowSource:
+        """The rows at `url`, kept in the cache by their digest: another run's are not changed."""
+        host = url.partition("://")[2].partition("/")[0]
+        if "?" in url or (url.startswith(_WEB) and "@" in host):
+            raise UsageError(
+                f"{what}: the URL at {host.partition('?')[0].rpartition('@')[2]} has a query or a password, which may "
+                "be a credential, and the run's description would keep it; download the file and name that"
+            )
+        scratch = self.cache / "fetched" / secrets.token_hex(8)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if url.startswith(_WEB):
+                Fetcher().download(url, scratch, largest=_LARGEST, seconds=_SECONDS)
+            else:
+                buckets.own(url).get("", scratch, largest=_LARGEST)
+            sha256 = file_sha256(scratch)
+            place = scratch.with_name(sha256[:16]) / url.rpartition("/")[2]
+            place.parent.mkdir(exist_ok=True)
+            scratch.replace(place)
+        except GatewayError as error:
+            way = "" if url.startswith(_WEB) else "; your environment's credentials are used (AWS_*, AZURE_STORAGE_*)"
+            raise UsageError(f"{what}: {error.message}{way}") from error
+        finally:
+            scratch.unlink(missing_ok=True)
+        return RowSource(name=url, path=str(place), sha256=sha256)
 
     def model(self, name: str, *, what: str) -> str:
         """A full model: a gateway's, a local folder, or a hub id; as `from_pretrained` takes it."""

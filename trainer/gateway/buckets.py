@@ -1,21 +1,23 @@
 """Object stores by URL: `s3://bucket/prefix` (any S3-compatible one) and `az://container@account/prefix` (Azure Blob).
 
 The only home of fsspec. Whose credentials are used is said at the door: the gateway's own bucket is opened with the
-environment's (AWS_*, AZURE_STORAGE_*), a user's URL with that user's secret or with none, never with the gateway's. A
-user's secret may not send the gateway to an address of the user's choice either: custom endpoints are the operator's.
+environment's (AWS_*, AZURE_STORAGE_*), a user's URL with that user's secret (`bucket_credentials`) or with none, never
+with the gateway's. Where a store is, is the operator's to say: AWS_ENDPOINT_URL_S3 and TRAINER_GATEWAY_AZURE_ENDPOINT
+(such as `http://127.0.0.1:10000/{account}`) send users' URLs to a store that is not the cloud's.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from trainer.gateway.errors import GatewayError, invalid, not_found
 
@@ -24,22 +26,24 @@ _AZURE_SCHEMES = frozenset({"az", "abfs", "abfss", "azure"})
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"[0-9.]+")  # no bucket's name, says AWS
 _CONTAINER = re.compile(r"[a-z0-9](?:-?[a-z0-9]){2,62}")
-_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
-_SUFFIXES = ("core.windows.net", "core.chinacloudapi.cn", "core.usgovcloudapi.net")  # of Azure's clouds
-_AWS_KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_session_token": "token"}
-_AZURE_KEYS = frozenset({"connection_string", "sas_token", "account_key"})
+ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
+SUFFIXES = ("core.windows.net", "core.chinacloudapi.cn", "core.usgovcloudapi.net")  # of Azure's clouds
+AZURE_ENDPOINT_VARIABLE = "TRAINER_GATEWAY_AZURE_ENDPOINT"
+_AWS_KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_session_token": "token",
+             "endpoint_url": "endpoint_url"}  # fmt: skip
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
 _BLOCK = 8 << 20
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a URL points: scheme `s3` or `az`, the bucket or container, the key or prefix, and Azure's account."""
+    """Where a URL points: scheme `s3` or `az`, the bucket or container, the key or prefix; Azure's account, cloud."""
 
     scheme: str
     bucket: str
     key: str
     account: str = ""
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,24 +55,54 @@ class Entry:
     written: float
 
 
+def scheme_of(url: str) -> str:
+    """Whose credentials open `url`: `s3`, `az` (also by Azure's https:// names), or "" where it is no bucket's."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that are no address
+        return ""
+    if parts.scheme == S3:
+        return S3
+    return AZURE if parts.scheme in _AZURE_SCHEMES or _azure_host(parts.netloc, parts.scheme) else ""
+
+
 def locate(url: str) -> Location:
     """What `url` names. Raises INVALID_ARGUMENT for one that names no bucket in a way that is known."""
-    parts = urlsplit(url)
-    key = parts.path.lstrip("/")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise invalid(f"{_shown(url)}: is not a URL") from error
+    key, netloc = parts.path.lstrip("/"), parts.netloc
+    if known := _azure_host(netloc, parts.scheme):  # https://account.blob.core.windows.net/container/key
+        container, _, key = unquote(key).partition("/")
+        netloc, scheme = f"{container}@{known[0]}.blob.{known[1]}", AZURE
+    else:
+        scheme = parts.scheme
     if parts.query or parts.fragment or any(part in (".", "..") for part in key.split("/")) or "\\" in url:
-        raise invalid(f"{url[:120]!r}: a bucket's URL has no '..', query or fragment; write the key as it is")
-    if parts.scheme == S3 and _BUCKET.fullmatch(parts.netloc) and not _ADDRESS.fullmatch(parts.netloc):
-        return Location(S3, parts.netloc, key)
-    if parts.scheme in _AZURE_SCHEMES:
-        container, _, host = parts.netloc.partition("@")
-        account = host.partition(".")[0]
-        known = not host or any(host == f"{account}.{kind}.{end}" for kind in ("blob", "dfs") for end in _SUFFIXES)
-        if _CONTAINER.fullmatch(container) and (known or host == account) and (not host or _ACCOUNT.fullmatch(account)):
-            return Location(AZURE, container, key, account)
+        raise invalid(f"{_shown(url)}: a bucket's URL has no '..', query or fragment; write the key as it is")
+    if scheme == S3 and _BUCKET.fullmatch(netloc) and not _ADDRESS.fullmatch(netloc):
+        return Location(S3, netloc, key)
+    if scheme in _AZURE_SCHEMES:
+        container, _, host = netloc.partition("@")
+        account, _, rest = host.partition(".")
+        suffix = next((end for end in SUFFIXES if rest in (f"blob.{end}", f"dfs.{end}")), "")
+        if _CONTAINER.fullmatch(container) and (suffix or not rest) and (not host or ACCOUNT.fullmatch(account)):
+            return Location(AZURE, container, key, account, suffix)
     raise invalid(
-        f"{url[:120]!r}: expected s3://bucket/key or az://container@account/key (also abfs://, and with the account's "
-        "full host name)"
+        f"{_shown(url)}: expected s3://bucket/key or az://container@account/key (also abfs://, with the account's full "
+        f"host name, and https://account.blob.{SUFFIXES[0]}/container/key)"
     )
+
+
+def _azure_host(netloc: str, scheme: str) -> tuple[str, str] | None:
+    """(account, cloud) of the host name of a storage account, where it is one that is asked by https."""
+    account, _, rest = netloc.partition(".")
+    ends = [end for end in SUFFIXES if rest == f"blob.{end}"]
+    return (account, ends[0]) if scheme == "https" and ends and ACCOUNT.fullmatch(account) else None
+
+
+def _shown(url: str) -> str:
+    return repr(url.partition("?")[0][:120])  # a query may be a signature
 
 
 class Bucket:
@@ -83,7 +117,7 @@ class Bucket:
 
     def put(self, path: Path, key: str) -> None:
         """Store the file at `path` as `key`, wholly or not at all."""
-        with _named(f"{self.shown}/{key}"):
+        with _named(self._shown_at(key)):
             if self.location.scheme == S3:
                 self._fs.put_file(str(path), self._at(key))
                 return
@@ -91,23 +125,31 @@ class Bucket:
                 while chunk := source.read(_BLOCK):  # put_file tries for ever where the container is not there
                     target.write(chunk)
 
-    def get(self, key: str, path: Path, *, largest: int | None = None) -> None:
-        """Bring the object `key` to the new file `path`. Raises NOT_FOUND, INVALID_ARGUMENT beyond `largest` bytes."""
-        with _named(f"{self.shown}/{key}"), self._fs.open(self._at(key), "rb", cache_type="readahead") as source:
+    def get(self, key: str, path: Path, *, largest: int | None = None, ends: float | None = None) -> None:
+        """Bring the object `key` to the new file `path`.
+
+        ends: when it must have come, by `time.monotonic`; looked at between blocks, each of which has its own limit.
+        Raises NOT_FOUND, INVALID_ARGUMENT beyond `largest` bytes, DEADLINE_EXCEEDED.
+        """
+        with _named(self._shown_at(key)), self._fs.open(self._at(key), "rb", cache_type="readahead") as source:
+            if source.details.get("type", "file") != "file":
+                raise not_found(self._shown_at(key), "there is a folder of that name, and one object is wanted")
             size = int(source.size)
             if largest is not None and size > largest:
-                raise invalid(f"{self.shown}/{key} has {size} bytes; at most {largest} are taken")
+                raise invalid(f"{self._shown_at(key)} has {size} bytes; at most {largest} are taken")
             with path.open("xb") as target:
                 while chunk := source.read(_BLOCK):
                     target.write(chunk)
+                    if ends is not None and time.monotonic() > ends:
+                        raise GatewayError("DEADLINE_EXCEEDED", f"{self._shown_at(key)}: took too long")
                 target.flush()
                 os.fsync(target.fileno())
         if path.stat().st_size != size:
-            raise GatewayError("DATA_LOSS", f"{self.shown}/{key}: {path.stat().st_size} of {size} bytes came")
+            raise GatewayError("DATA_LOSS", f"{self._shown_at(key)}: {path.stat().st_size} of {size} bytes came")
 
     def entry(self, key: str) -> Entry | None:
         """The object `key`, if there is one."""
-        with _named(f"{self.shown}/{key}"):
+        with _named(self._shown_at(key)):
             try:
                 info = self._fs.info(self._at(key), refresh=True)
             except FileNotFoundError:
@@ -134,6 +176,9 @@ class Bucket:
                 except FileNotFoundError:
                     continue
 
+    def _shown_at(self, key: str) -> str:
+        return f"{self.shown}/{key}" if key else self.shown
+
     def _at(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
@@ -144,54 +189,38 @@ def own(url: str) -> Bucket:
 
 
 def open_bucket(url: str, credentials: Mapping[str, str] | None = None) -> Bucket:
-    """The objects at a user's `url`, with that user's credentials (`credentials_of`), or as anybody may read them."""
-    location = locate(url)
-    if location.scheme == S3:
-        given = {_AWS_KEYS[name]: value for name, value in (credentials or {}).items()}
-        return Bucket(location, given or {"anon": True})
-    options = dict(credentials or {"anon": True})
-    if "connection_string" not in options:
-        if not location.account:
-            raise invalid(f"{url[:120]!r}: name the storage account too: az://container@account/key")
-        options["account_name"] = location.account
+    """The objects at a user's `url`, with that user's credentials (`bucket_credentials`), or as anybody may read them.
+
+    Raises INVALID_ARGUMENT for credentials of another storage account than the URL's.
+    """
+    location, given = locate(url), dict(credentials or {})
+    if location.scheme == AZURE:
+        return Bucket(location, {"connection_string": _azure_connection(location, given, shown=_shown(url))})
+    if not given:
+        return Bucket(location, {"anon": True})
+    options: dict[str, Any] = {_AWS_KEYS[name]: given[name] for name in _AWS_KEYS if name in given}
+    if "endpoint_url" in given:  # few stores besides Amazon's answer to a host name for each bucket
+        options["config_kwargs"] = {"s3": {"addressing_style": "path"}}
+    if "region" in given:
+        options["client_kwargs"] = {"region_name": given["region"]}
     return Bucket(location, options)
 
 
-def credentials_of(value: bytes, scheme: str, *, what: str) -> dict[str, str]:
-    """A secret's value as credentials of `scheme`, as the contract has them; `what` names the secret in errors.
-
-    S3: {"aws_access_key_id", "aws_secret_access_key"[, "aws_session_token"]}. Azure: one of {"connection_string"},
-    {"sas_token"}, {"account_key"}. Raises INVALID_ARGUMENT, without the value.
-    """
-    try:
-        found = json.loads(value)
-    except ValueError:
-        found = None
-    wanted = set(_AWS_KEYS) if scheme == S3 else _AZURE_KEYS
-    if not isinstance(found, dict) or not found or not all(isinstance(text, str) and text for text in found.values()):
-        raise invalid(f"{what}: its value is not a JSON object of strings with {', '.join(sorted(wanted))}")
-    if set(found) - wanted:
-        raise invalid(f"{what}: has keys that are not credentials; expected {', '.join(sorted(wanted))}")
-    if scheme == S3 and not {"aws_access_key_id", "aws_secret_access_key"} <= set(found):
-        raise invalid(f"{what}: aws_access_key_id and aws_secret_access_key are needed, both")
-    if scheme != S3 and len(found) != 1:
-        raise invalid(f"{what}: exactly one of {', '.join(sorted(wanted))} is needed")
-    if "connection_string" in found:
-        _check_connection(found["connection_string"], what)
-    return dict(found)
-
-
-def _check_connection(text: str, what: str) -> None:
-    """A user's connection string names an account and what opens it, and no address of the user's choice."""
-    split = [part.partition("=") for part in text.split(";") if part]
-    parts = {name: value for name, _, value in split}
-    allowed = {"DefaultEndpointsProtocol", "AccountName", "AccountKey", "SharedAccessSignature", "EndpointSuffix"}
-    if set(parts) - allowed:
-        raise invalid(f"{what}: the connection string may have {', '.join(sorted(allowed))} only (no endpoints)")
-    if not _ACCOUNT.fullmatch(parts.get("AccountName", "")):
-        raise invalid(f"{what}: the connection string's AccountName is not one of Azure's")
-    if parts.get("EndpointSuffix", _SUFFIXES[0]) not in _SUFFIXES or parts.get("DefaultEndpointsProtocol") == "http":
-        raise invalid(f"{what}: the connection string goes by https to one of {', '.join(_SUFFIXES)}")
+def _azure_connection(location: Location, given: Mapping[str, str], *, shown: str) -> str:
+    """Everything said in one string: whatever it left open would be filled in from the gateway's own environment."""
+    account = location.account or given.get("account_name", "")
+    if not account:
+        raise invalid(f"{shown}: name the storage account too: az://container@account/key")
+    if given.get("account_name", account) != account:
+        raise invalid(f"{shown}: is of the account {account}, the credentials are of {given['account_name']}")
+    suffix = location.suffix or given.get("endpoint_suffix") or SUFFIXES[0]
+    endpoint = os.environ.get(AZURE_ENDPOINT_VARIABLE) or f"https://{{account}}.blob.{suffix}"
+    words = [f"BlobEndpoint={endpoint.replace('{account}', account)}"]
+    if "account_key" in given:
+        words += [f"AccountName={account}", f"AccountKey={given['account_key']}"]
+    elif "sas_token" in given:
+        words.append(f"SharedAccessSignature={given['sas_token']}")
+    return ";".join(words)
 
 
 def _file_system(location: Location, options: Mapping[str, Any]) -> Any:
@@ -203,7 +232,8 @@ def _file_system(location: Location, options: Mapping[str, Any]) -> Any:
             limits = {
                 "connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS, "retries": {"max_attempts": 3},
             }  # fmt: skip
-            return S3FileSystem(**options, config_kwargs=limits, skip_instance_cache=True, use_listings_cache=False)
+            whole = {**options, "config_kwargs": {**limits, **options.get("config_kwargs", {})}}
+            return S3FileSystem(**whole, skip_instance_cache=True, use_listings_cache=False)
         from adlfs import AzureBlobFileSystem  # noqa: PLC0415
 
         named = {"account_name": location.account} if location.account and "connection_string" not in options else {}
@@ -235,8 +265,15 @@ def _named(what: str) -> Iterator[None]:
     except PermissionError as error:
         raise GatewayError("PERMISSION_DENIED", f"{what}: these credentials may not do that") from error
     except Exception as error:  # each cloud's client has errors of its own, without a common ancestor
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of this machine
         code = str(getattr(error, "status_code", None) or getattr(error, "error_code", None) or "")
         kind = type(error).__name__
+        if getattr(error, "errno", None) == errno.EINVAL:  # s3fs for an answer of 400, as to a token that has expired
+            raise GatewayError(
+                "PERMISSION_DENIED",
+                f"{what}: the store refuses such a request; are the credentials whole, and not over?",
+            ) from error
         if code in ("401", "403") or kind in ("ClientAuthenticationError", "NoCredentialsError"):
             raise GatewayError("PERMISSION_DENIED", f"{what}: these credentials are not taken ({kind})") from error
         raise GatewayError("UNAVAILABLE", f"{what}: the object store could not be asked ({kind}); ask again") from error

@@ -3,7 +3,8 @@
 A host is resolved once; every address it has must be a public one, and the address that was checked is the one that is
 connected to, so that a name cannot mean something else a moment later. A redirect is a new URL and goes through the
 same door. No proxy, cookie, or credential of this machine is used. Private hosts are asked only where the operator has
-named them in TRAINER_GATEWAY_ALLOWED_HOSTS (`host` or `host:port`, with commas); those of a cloud's metadata never are.
+named them in TRAINER_GATEWAY_ALLOWED_HOSTS (`host` or `host:port`, with commas); those of a cloud's metadata never are,
+and neither is the gateway itself, not even for a URL that it has signed: what it has is named by its resource name.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 
 from trainer.gateway import buckets
+from trainer.gateway.bounded import BoundedTransport
 from trainer.gateway.errors import GatewayError, invalid
+from trainer.gateway.found import running_server
 
 ALLOWED_VARIABLE = "TRAINER_GATEWAY_ALLOWED_HOSTS"
 _PORTS = frozenset({80, 443, 8080, 8443})
 _REDIRECTS = 5
 _LONGEST_URL = 4096
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 30.0
+_GOOGLE = "https://storage.googleapis.com/"
 _HOST = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_](?:[a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*)\.?")
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")  # as the last part of a name: an address in an odd spelling
 _PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash
@@ -65,11 +69,27 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be asked. allowed: private hosts that the operator names. refused: `address:port` of the gateway."""
+    """What may be asked. allowed: private hosts that the operator names. refused: (address, port) of the gateway.
+
+    An address of 0.0.0.0 or :: stands for every address of this machine.
+    """
 
     schemes: frozenset[str] = frozenset({"https", "http"})
     allowed: frozenset[str] = field(default_factory=lambda: allowed_hosts(os.environ))
-    refused: frozenset[str] = frozenset()
+    refused: frozenset[tuple[str, int]] = frozenset()
+
+    @classmethod
+    def of_gateway(cls, folder: Path) -> Rules:
+        """The rules of the gateway with that state folder."""
+        url = running_server(folder)
+        parts = urlsplit(url or "")
+        if not parts.hostname or parts.port is None:
+            return cls()
+        try:
+            addresses = resolve(parts.hostname, parts.port)
+        except OSError:  # a name that does not resolve leads nobody here
+            return cls()
+        return cls(refused=frozenset((address, parts.port) for address in addresses))
 
 
 def allowed_hosts(environment: Mapping[str, str]) -> frozenset[str]:
@@ -112,14 +132,16 @@ class Fetcher:
     def download(
         self, url: str, target: Path, *, largest: int, seconds: float, credentials: Mapping[str, str] | None = None
     ) -> Fetched:
-        """Bring `url` (https, http, s3 or az) to the new file `target`; at most `largest` bytes, in `seconds`.
+        """Bring `url` (https, http, s3, az or a public gs) to the new file `target`; at most `largest` bytes.
 
-        credentials: for buckets (`buckets.credentials_of`). Raises INVALID_ARGUMENT for a URL that may not be asked or
-        what is too large, DEADLINE_EXCEEDED, UNAVAILABLE; then there is no file.
+        seconds: for all of it. credentials: for buckets (`bucket_credentials`). Raises INVALID_ARGUMENT for a URL that
+        may not be asked or what is too large, DEADLINE_EXCEEDED, UNAVAILABLE; then there is no file.
         """
         try:
-            if urlsplit(_checked(url)).scheme not in ("http", "https"):
-                return _from_bucket(url, target, largest=largest, credentials=credentials)
+            url = web_url(_checked(url))
+            if credentials or urlsplit(url).scheme not in ("http", "https"):
+                ends = time.monotonic() + seconds
+                return _from_bucket(url, target, largest=largest, credentials=credentials, ends=ends)
             with self._asked("GET", url, seconds=seconds) as (response, final, ends):
                 return _taken(response, final, target, largest=largest, ends=ends)
         except BaseException:
@@ -140,7 +162,7 @@ class Fetcher:
         self, method: str, url: str, *, seconds: float, content: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Iterator[tuple[httpx.Response, str, float]]:
         ends = time.monotonic() + seconds
-        transport = self._transport or httpx.HTTPTransport(trust_env=False)
+        transport = self._transport or BoundedTransport(ends)
         limits = httpx.Timeout(min(seconds, _READ_SECONDS), connect=min(seconds, _CONNECT_SECONDS))
         with httpx.Client(transport=transport, trust_env=False, follow_redirects=False, timeout=limits) as client:
             for _ in range(_REDIRECTS + 1):
@@ -151,7 +173,7 @@ class Fetcher:
                     headers={**(headers or {}), "host": target.host_header(), "accept-encoding": "identity"},
                     extensions={"sni_hostname": target.host},
                 )  # fmt: skip
-                response = _send(client, request, shown=url, ends=ends)
+                response = _send(client, request, url=url, ends=ends)
                 try:
                     if method == "POST" or not response.has_redirect_location:
                         yield response, url, ends
@@ -159,24 +181,30 @@ class Fetcher:
                     url = _joined(url, response.headers["location"])
                 finally:
                     response.close()
-        raise invalid(f"{_shown(url)}: more than {_REDIRECTS} redirects")
+        raise invalid(f"{shown(url)}: more than {_REDIRECTS} redirects")
 
     def _target(self, url: str) -> _Target:
         split = urlsplit(_checked(url))
         if split.scheme not in self._rules.schemes:
-            raise invalid(f"{_shown(url)}: expected {' or '.join(sorted(self._rules.schemes))}")
+            raise invalid(f"{shown(url)}: expected {' or '.join(sorted(self._rules.schemes))}")
         host, port = _host_and_port(url)
         named = bool({host.rstrip("."), f"{host.rstrip('.')}:{port}"} & self._rules.allowed)
         if port not in _PORTS and not named:
-            raise invalid(f"{_shown(url)}: port {port} is not asked; those are {', '.join(map(str, sorted(_PORTS)))}")
+            raise invalid(f"{shown(url)}: port {port} is not asked; those are {', '.join(map(str, sorted(_PORTS)))}")
         addresses = self._addresses(host, port, url)
         for address in addresses:
-            if f"{address}:{port}" in self._rules.refused or not may_connect(address, named=named):
+            if self._is_gateway(address, port):
+                raise invalid(f"{shown(url)}: is this gateway itself; name what it has by its resource name")
+            if not may_connect(address, named=named):
                 raise invalid(
-                    f"{_shown(url)}: its host is not a public address, so this gateway does not ask it; "
+                    f"{shown(url)}: its host is not a public address, so this gateway does not ask it; "
                     f"the operator can name it in {ALLOWED_VARIABLE}"
                 )
         return _Target(url, split.scheme, host, port, addresses[0])
+
+    def _is_gateway(self, address: Address, port: int) -> bool:
+        own = (ipaddress.ip_address(listens) for listens, number in self._rules.refused if number == port)
+        return any(_reaches(_meant(address), listens) for listens in own)
 
     def _addresses(self, host: str, port: int, url: str) -> list[Address]:
         try:
@@ -184,13 +212,13 @@ class Fetcher:
         except ValueError:
             pass
         if _NUMERIC.fullmatch(host.rstrip(".").rsplit(".", 1)[-1]):
-            raise invalid(f"{_shown(url)}: write an address as four decimal numbers")
+            raise invalid(f"{shown(url)}: write an address as four decimal numbers")
         try:
             found = [ipaddress.ip_address(text.partition("%")[0]) for text in self._resolver(host, port)]
         except (OSError, UnicodeError) as error:
-            raise GatewayError("UNAVAILABLE", f"{_shown(url)}: its host cannot be resolved") from error
+            raise GatewayError("UNAVAILABLE", f"{shown(url)}: its host cannot be resolved") from error
         if not found:
-            raise GatewayError("UNAVAILABLE", f"{_shown(url)}: its host has no address")
+            raise GatewayError("UNAVAILABLE", f"{shown(url)}: its host has no address")
         return found
 
 
@@ -203,6 +231,36 @@ def may_connect(address: Address, *, named: bool = False) -> bool:
         return True
     refused = any(meant in network for network in _REFUSED if network.version == meant.version)
     return meant.is_global and not meant.is_multicast and not refused
+
+
+def web_url(url: str) -> str:
+    """`url`, with the https:// name of a public object in Google's store in place of its gs:// one."""
+    if not url.startswith("gs://"):
+        return url
+    bucket, _, key = url.removeprefix("gs://").partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket) or not key:
+        raise invalid(f"{shown(url)}: expected gs://bucket/object")
+    return f"{_GOOGLE}{bucket}/{quote(key)}"
+
+
+def _reaches(address: Address, listens: Address) -> bool:
+    """True where who connects to `address` is answered by who listens at `listens`, or may be."""
+    if listens.is_unspecified:
+        return _is_here(address)
+    inside = [one.is_loopback or one.is_unspecified for one in (address, listens)]
+    return address == listens or all(inside)
+
+
+def _is_here(address: Address) -> bool:
+    """True where `address` is one of this machine's."""
+    if address.is_loopback or address.is_unspecified:
+        return True
+    try:
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as one:
+            one.bind((str(address), 0))
+    except OSError:  # it belongs to another machine
+        return False
+    return True
 
 
 def _meant(address: Address) -> Address:
@@ -218,13 +276,13 @@ def _meant(address: Address) -> Address:
 def _checked(url: str) -> str:
     """`url` if it is one that every program reads alike. Raises INVALID_ARGUMENT."""
     if not _PLAIN.fullmatch(url) or len(url) > _LONGEST_URL:
-        raise invalid(f"{_shown(url)}: expected a URL of printable ASCII, at most {_LONGEST_URL} characters")
+        raise invalid(f"{shown(url)}: expected a URL of printable ASCII, at most {_LONGEST_URL} characters")
     try:
         split = urlsplit(url)
     except ValueError as error:
-        raise invalid(f"{_shown(url)}: is not a URL") from error
+        raise invalid(f"{shown(url)}: is not a URL") from error
     if "@" in split.netloc and split.scheme in ("http", "https"):
-        raise invalid(f"{_shown(url)}: a URL here has no user and password in it")
+        raise invalid(f"{shown(url)}: a URL here has no user and password in it")
     return url
 
 
@@ -232,7 +290,7 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise invalid(f"{_shown(url)}: redirects to what is not a URL") from error
+        raise invalid(f"{shown(url)}: redirects to what is not a URL") from error
 
 
 def _host_and_port(url: str) -> tuple[str, int]:
@@ -240,48 +298,48 @@ def _host_and_port(url: str) -> tuple[str, int]:
     try:
         host, port = split.hostname or "", split.port
     except ValueError as error:
-        raise invalid(f"{_shown(url)}: its port is not a number") from error
+        raise invalid(f"{shown(url)}: its port is not a number") from error
     if ":" in host:
         try:
             host = str(ipaddress.IPv6Address(host))
         except ValueError as error:
-            raise invalid(f"{_shown(url)}: its host is not an IPv6 address") from error
+            raise invalid(f"{shown(url)}: its host is not an IPv6 address") from error
         if "%" in host:
-            raise invalid(f"{_shown(url)}: an address with a zone is not asked")
+            raise invalid(f"{shown(url)}: an address with a zone is not asked")
     elif not _HOST.fullmatch(host):
-        raise invalid(f"{_shown(url)}: its host is not a name; expected letters, digits, '-' and dots")
+        raise invalid(f"{shown(url)}: its host is not a name; expected letters, digits, '-' and dots")
     return host, port if port is not None else (443 if split.scheme == "https" else 80)
 
 
-def _send(client: httpx.Client, request: httpx.Request, *, shown: str, ends: float) -> httpx.Response:
+def _send(client: httpx.Client, request: httpx.Request, *, url: str, ends: float) -> httpx.Response:
     if time.monotonic() > ends:
-        raise _late(shown)
+        raise _late(url)
     try:
         return client.send(request, stream=True)
     except httpx.TimeoutException as error:
-        raise _late(shown) from error
+        raise _late(url) from error
     except httpx.HTTPError as error:
-        raise GatewayError("UNAVAILABLE", f"{_shown(shown)}: {type(error).__name__}; ask again") from error
+        raise GatewayError("UNAVAILABLE", f"{shown(url)}: {type(error).__name__}; ask again") from error
 
 
 def _taken(response: httpx.Response, url: str, target: Path, *, largest: int, ends: float) -> Fetched:
     if response.status_code != 200:
         raise GatewayError(
             "UNAVAILABLE" if response.status_code >= 500 else "FAILED_PRECONDITION",
-            f"{_shown(url)}: answered {response.status_code}",
+            f"{shown(url)}: answered {response.status_code}",
         )
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise invalid(f"{_shown(url)}: came compressed by the server, which was asked not to")
+        raise invalid(f"{shown(url)}: came compressed by the server, which was asked not to")
     declared = response.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > largest:
-        raise invalid(f"{_shown(url)}: has {declared} bytes; at most {largest} are taken")
+        raise invalid(f"{shown(url)}: has {declared} bytes; at most {largest} are taken")
     digest, size = hashlib.sha256(), 0
     try:
         with target.open("xb") as stream:
             for chunk in response.iter_raw():
                 size += len(chunk)
                 if size > largest:
-                    raise invalid(f"{_shown(url)}: has more than {largest} bytes, which is the most that is taken")
+                    raise invalid(f"{shown(url)}: has more than {largest} bytes, which is the most that is taken")
                 if time.monotonic() > ends:
                     raise _late(url)
                 digest.update(chunk)
@@ -291,30 +349,27 @@ def _taken(response: httpx.Response, url: str, target: Path, *, largest: int, en
     except httpx.TimeoutException as error:
         raise _late(url) from error
     except httpx.HTTPError as error:
-        raise GatewayError("UNAVAILABLE", f"{_shown(url)}: broke off after {size} bytes; ask again") from error
+        raise GatewayError("UNAVAILABLE", f"{shown(url)}: broke off after {size} bytes; ask again") from error
     return Fetched(size, digest.hexdigest(), url)
 
 
-def _from_bucket(url: str, target: Path, *, largest: int, credentials: Mapping[str, str] | None) -> Fetched:
-    if url.startswith("gs://"):
-        raise GatewayError(
-            "UNIMPLEMENTED", f"{_shown(url)}: this gateway does not read gs://; use an https:// URL of the object"
-        )
+def _from_bucket(
+    url: str, target: Path, *, largest: int, credentials: Mapping[str, str] | None, ends: float
+) -> Fetched:
     location = buckets.locate(url)
-    folder, _, name = location.key.rpartition("/")
-    if not name:
-        raise invalid(f"{_shown(url)}: names no object")
-    bucket = buckets.open_bucket(url[: len(url) - len(location.key)] + folder, credentials)
-    bucket.get(name, target, largest=largest)
+    if not location.key or location.key.endswith("/"):
+        raise invalid(f"{shown(url)}: names no object")
+    bucket = buckets.open_bucket(url, credentials)
+    bucket.get("", target, largest=largest, ends=ends)
     with target.open("rb") as stream:
         return Fetched(target.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest(), url)
 
 
 def _late(url: str) -> GatewayError:
-    return GatewayError("DEADLINE_EXCEEDED", f"{_shown(url)}: took too long")
+    return GatewayError("DEADLINE_EXCEEDED", f"{shown(url)}: took too long")
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """The URL for messages: without its query, which may be a signature, and without user and password."""
     text = re.sub(r"//[^/?#]*@", "//", url)
     return repr(text.partition("?")[0].partition("#")[0][:120])

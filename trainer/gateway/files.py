@@ -176,6 +176,10 @@ class FileStore:
             mark(folder, str(url))
         return opened
 
+    def scratch(self) -> Path:
+        """A place, beside the files, for a file that is on its way here; what is left there is swept after a day."""
+        return self._partial / secrets.token_hex(16)
+
     def _keep(self, resource: str, filename: str) -> _Keep:
         target = self._place_of(resource, filename)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.gateway import base_models, job_families
+from trainer.gateway import base_models, external_inputs, job_families
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import Gateway, ready
 from trainer.gateway.store import Resource
@@ -20,8 +20,8 @@ def inputs_of(gateway: Gateway, job: Resource) -> Inputs:
     evaluation = found.get("evaluationDataset")
     return Inputs(
         base_model=base_models.place(gateway, base),
-        train=_rows(gateway, found["dataset"], what="dataset"),
-        evaluation=_rows(gateway, evaluation, what="evaluationDataset") if evaluation else None,
+        train=_rows(gateway, job, found["dataset"], what="dataset"),
+        evaluation=_rows(gateway, job, evaluation, what="evaluationDataset") if evaluation else None,
         warm_start=str(gateway.files.folder(adapter)) if adapter else None,
     )
 
@@ -48,7 +48,9 @@ def _there(gateway: Gateway, job: Resource, name: str, *, what: str) -> None:
         )  # fmt: skip
 
 
-def _rows(gateway: Gateway, name: str, *, what: str) -> RowSource:
+def _rows(gateway: Gateway, job: Resource, name: str, *, what: str) -> RowSource:
+    if fetched := external_inputs.brought(gateway, job, what):
+        return RowSource(name=name, path=str(fetched.path), sha256=fetched.sha256)
     ready(gateway, name, what=what, way_out="upload it first")
     files = gateway.store.get(name).private["files"]
     if len(files) > 1:

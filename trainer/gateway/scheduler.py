@@ -33,6 +33,7 @@ from trainer.gateway import (
     evaluating,
     evaluating_plans,
     events,
+    external_inputs,
     fitting,
     job_families,
     job_secrets,
@@ -48,6 +49,7 @@ from trainer.gateway.gateway import Gateway
 from trainer.gateway.holders import BEAT_SECONDS, COLLECTION, MISSED, Holder, is_fenced
 from trainer.gateway.job_inputs import base_of, inputs_of
 from trainer.gateway.resources import jobs, models
+from trainer.gateway.row_fetches import RowFetches
 from trainer.gateway.store import Resource, Transaction
 from trainer.jobs import Job, JobState
 from trainer.launch import beat
@@ -157,6 +159,7 @@ class Scheduler:
         self._limits = limits or partial(quotas.quota, store=gateway.store)
         self._beat_seconds, self._worker_beat = beat_seconds, worker_beat_seconds
         self._holder = Holder(gateway, beat_seconds=beat_seconds)
+        self._rows = RowFetches(gateway)
         self._running: dict[str, _Running] = {}
         self._planned: dict[str, _Planned] = {}
         self._overtaken: Counter[str] = Counter()
@@ -245,6 +248,8 @@ class Scheduler:
 
         if jobstate.state_of(job) is not JobState.RE_QUEUEING:
             job = self._update(job.name, admitted(JobState.VALIDATING))
+            if self._awaits_rows(job):
+                return
             problem = fitting.never_fits(self._plan(job).need, self._here)
             if problem:
                 raise GatewayError("FAILED_PRECONDITION", problem)
@@ -273,6 +278,8 @@ class Scheduler:
 
     def _launch(self, job: Resource) -> list[Resource]:
         """Claim the job and start its worker; the claimed job, or nothing where it is not to start now."""
+        if self._awaits_rows(job):
+            return []
         plan = self._plan(job)
         with self._gateway.store.transaction() as transaction:
             found = transaction.find(job.name)
@@ -299,6 +306,19 @@ class Scheduler:
         except UsageError as error:  # someone has resumed the run by hand: it is watched like one of ours
             _log.warning("%s: %s", job.name, error)
         return [job]
+
+    def _awaits_rows(self, job: Resource) -> bool:
+        """Whether rows that the job reads elsewhere are still on their way; its status says so then."""
+        why = self._rows.waits(job)
+
+        def told(found: Resource) -> Resource:
+            same = jobstate.state_of(found) is jobstate.state_of(job) and not jobstate.is_active(found)
+            said = found.body["status"].get("message") == why
+            return jobstate.moved(found, jobstate.state_of(found), why or "") if same and not said else found
+
+        if why:
+            self._update(job.name, told)
+        return why is not None
 
     def _why_not(self, transaction: Transaction, job: Resource, need: Need) -> str | None:
         """Why the job waits, in words; None when it may start."""
@@ -457,7 +477,7 @@ class Scheduler:
                 return endings.again_queued(job, "the gateway was stopped before it could start the worker")
             return endings.settled(job, ended, attempts=attempts, most=self._attempts)
 
-        self._update(job.name, settled)
+        external_inputs.let_go(self._gateway, self._update(job.name, settled))
         if status not in _WITH_A_WORD and (running.folder / "run.json").exists():
             beside("report.html", lambda: write_report(running.folder))  # it may have died before it could
 

@@ -34,7 +34,7 @@ def create(call: Call) -> dict[str, Any]:
     """POST {"dataset": {...}, "datasetId": "..."}."""
     body = call.body
     if url := body["dataset"].get("externalUrl"):
-        external_rows.check(url)
+        external_rows.check(call.gateway, url)
     if body.get("filter") and not body.get("sourceDatasetId"):
         raise invalid("filter: filters the rows of sourceDatasetId, which is missing", field="filter")
     wanted = _new_body(body["dataset"])

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.gateway import buckets, hub, uploads, weights
+from trainer.gateway.bucket_credentials import credentials_of, sas_token
 from trainer.gateway.errors import GatewayError, invalid, precondition
-from trainer.gateway.gateway import Call, Gateway, checked_id
+from trainer.gateway.gateway import Call, Gateway, checked_id, full_name
 from trainer.gateway.model_checks import check_config
 from trainer.gateway.operations import Running
 from trainer.gateway.resources import models
@@ -23,7 +24,7 @@ from trainer.gateway.store import Resource, resources
 
 _MODEL_TYPE = "type.googleapis.com/gateway.Model"
 _METADATA_TYPE = "type.googleapis.com/gateway.ImportModelMetadata"
-_LARGEST_FILE = 1 << 40
+_LARGEST_FILE, _MOST_FILES = 1 << 40, 1000
 _VERSIONS = "modelVersions"
 _UNCONVERTED = "PRECISION_UNSPECIFIED"
 
@@ -150,7 +151,12 @@ def _of_s3(given: dict[str, Any]) -> dict[str, Any]:
     url = f"s3://{given['s3Bucket']}/{given.get('s3Path', '').strip('/')}"
     buckets.locate(url)
     keys = {"aws_access_key_id": given.get("accessKeyId", ""), "aws_secret_access_key": given.get("accessSecret", "")}
-    return {"shown": url, "bucket": url, "credentials": keys if all(keys.values()) else None}
+    if any(keys.values()) and not all(keys.values()):
+        raise invalid("awsS3Source: accessKeyId and accessSecret belong together; give both", field="awsS3Source")
+    credentials = (
+        credentials_of(json.dumps(keys).encode(), buckets.S3, what="awsS3Source") if all(keys.values()) else None
+    )
+    return {"shown": url, "bucket": url, "credentials": credentials}
 
 
 def _of_azure(call: Call, given: dict[str, Any]) -> dict[str, Any]:
@@ -158,9 +164,12 @@ def _of_azure(call: Call, given: dict[str, Any]) -> dict[str, Any]:
         raise GatewayError("UNIMPLEMENTED", "azureBlobSource.clientId: identities are not federated here; give a SAS")
     url = f"az://{given['container']}@{given['storageAccount']}/{given.get('path', '').strip('/')}"
     buckets.locate(url)
-    name = given.get("sasTokenSecret", "")
-    token = value_of(call.gateway, name, parent=call.parent()) if name else ""
-    return {"shown": url, "bucket": url, "credentials": {"sas_token": token} if token else None}
+    if not (given_name := given.get("sasTokenSecret", "")):
+        return {"shown": url, "bucket": url, "credentials": None}
+    what = "azureBlobSource.sasTokenSecret"
+    name = full_name(given_name, collection="secrets", what=what, account=call.parent())
+    credentials = sas_token(value_of(call.gateway, name, parent=call.parent()), what=f"{what}: {name}")
+    return {"shown": url, "bucket": url, "credentials": credentials}
 
 
 def _imported(call: Call, name: str, source: dict[str, Any], running: Running) -> dict[str, Any]:
@@ -185,6 +194,8 @@ def _from_bucket(source: dict[str, Any], folder: Path, running: Running) -> None
     entries = [one for one in bucket.entries() if Path(one.key).suffix.lower() not in weights.PICKLES]
     if not entries:
         raise precondition(f"{source['shown']}: holds no files that can be taken (pickled weights are not)")
+    if len(entries) > _MOST_FILES:
+        raise precondition(f"{source['shown']}: holds {len(entries)} files; at most {_MOST_FILES} are taken")
     for done, entry in enumerate(entries):
         running.tell(statusMessage=f"{done} of {len(entries)} files")
         place = folder / entry.key
