@@ -2,8 +2,11 @@
 
     python scripts/bench_gateway.py [--rows 100000] [--keys]
 
-Client and server share the machine; the CPU seconds that the server spends on a request are printed too, since they
-do not depend on what else runs.
+Figures of docs/reliability.md: 14 (a create's p99 with 64 writers, less each writer's first, in which the server warms
+up), 15 (`--duplicates 1000` equal requests at once under one key: one resource, one answer), 39 (`--idle 500
+--idle-seconds 60`: connections that never end their head, beside a client that is measured before and meanwhile; its
+p99 may double). Client and server share the machine; the CPU seconds that the server spends on a request are printed
+too, since they do not depend on what else runs. Ends with 1 where 15 or 39 does not hold.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import http.client
 import json
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -21,7 +25,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +68,11 @@ class Server:
         self.started = time.perf_counter() - began
         self.address = self.url.removeprefix("http://")
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def cpu(self) -> float:
         """Seconds of CPU so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
@@ -78,10 +86,16 @@ class Server:
 
 def timed(server: Server, headers: dict[str, str], path: str, count: int) -> str:
     """Median and 99th percentile of `count` GETs on one connection, and the server's CPU for one."""
+    return gets(server, headers, path, count)[0]
+
+
+def gets(server: Server, headers: dict[str, str], path: str, count: int, *, seconds: float = 0.0) -> tuple[str, float]:
+    """As `timed`, and the 99th percentile; GETs go on for `seconds`, evenly spread, where that is not 0."""
     connection = http.client.HTTPConnection(server.address)
     times = []
     before = server.cpu()
     for number in range(count + 20):
+        time.sleep(seconds / (count + 20))
         began = time.perf_counter()
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
@@ -93,7 +107,7 @@ def timed(server: Server, headers: dict[str, str], path: str, count: int) -> str
     spent = (server.cpu() - before) / (count + 20) * 1000
     connection.close()
     cuts = statistics.quantiles(times, n=100)
-    return f"p50 {statistics.median(times):6.2f} ms  p99 {cuts[98]:6.2f} ms  server CPU {spent:5.2f} ms"
+    return f"p50 {statistics.median(times):6.2f} ms  p99 {cuts[98]:6.2f} ms  server CPU {spent:5.2f} ms", cuts[98]
 
 
 def writers(server: Server, headers: dict[str, str], count: int, each: int) -> str:
@@ -113,7 +127,8 @@ def writers(server: Server, headers: dict[str, str], count: int, each: int) -> s
                 statuses[answer.status] += 1
             except OSError as error:
                 statuses[type(error).__name__] += 1
-            times.append((time.perf_counter() - began) * 1000)
+            if which:  # not the first, which waits for threads and connections to be made
+                times.append((time.perf_counter() - began) * 1000)
         connection.close()
 
     before = server.cpu()
@@ -151,6 +166,35 @@ class Idle:
             one.close()
 
 
+def duplicates(server: Server, headers: dict[str, str], count: int) -> tuple[str, bool]:
+    """`count` connections send the same create under one Idempotency-Key before any answer is read (figure 15)."""
+    host, port = server.address.split(":")
+    body = json.dumps({"datasetId": "the-one", "dataset": {"displayName": "once"}}).encode()
+    said = {**headers, "Host": server.address, "Content-Type": "application/json", "Idempotency-Key": "the-same",
+            "Content-Length": str(len(body)), "Connection": "close"}  # fmt: skip
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    request = f"POST {A}/datasets HTTP/1.1\r\n{lines}\r\n".encode() + body
+    began, before = time.perf_counter(), server.cpu()
+    sockets = [socket.create_connection((host, int(port)), timeout=120) for _ in range(count)]
+    for one in sockets:
+        one.sendall(request)
+    answers: Counter[tuple[bytes, bytes]] = Counter()
+    replayed = 0
+    for one in sockets:
+        with one:
+            head, _, content = b"".join(iter(lambda one=one: one.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+        answers[head.split(b"\r\n", 1)[0], content] += 1
+        replayed += b"idempotent-replayed: true" in head.lower()
+    connection = http.client.HTTPConnection(server.address)
+    connection.request("GET", f"{A}/datasets?filter=displayName%3Donce", headers=headers)
+    found = json.loads(connection.getresponse().read())["totalSize"]
+    connection.close()
+    ((status, _), _), *others = answers.most_common()
+    good = found == 1 and not others and status.startswith(b"HTTP/1.1 200") and replayed == count - 1
+    took = f"{time.perf_counter() - began:.1f} s, server CPU {(server.cpu() - before) / count * 1000:.2f} ms each"
+    return f"{found} resource, {len(answers)} different answers, {replayed} replayed, in {took}", good
+
+
 def _at_once(work: Callable[[int], None], count: int, told: Callable[[], str]) -> str:
     began = time.perf_counter()
     threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
@@ -166,17 +210,21 @@ def _percentiles(times: list[float]) -> str:
     return f"p50 {cuts[49]:.1f} ms  p99 {cuts[98]:.1f} ms"
 
 
-def main() -> None:
+def main() -> int:
     """Print the figures."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--writers", type=int, default=64)
     parser.add_argument("--each", type=int, default=10, help="creates of each writer")
     parser.add_argument("--idle", type=int, default=500, help="connections that never end their head")
+    parser.add_argument("--idle-seconds", type=float, default=5.0, help="how long they stay")
+    parser.add_argument("--duplicates", type=int, default=1000, help="equal creates at once under one key")
     parser.add_argument("--keys", action="store_true", help="with keys, as beyond loopback")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as top, suppress(KeyboardInterrupt):
+    with tempfile.TemporaryDirectory() as top:
         folder = Path(top) / "gateway"
         gateway = Gateway(folder)
         fill(gateway, options.rows)
@@ -196,15 +244,23 @@ def main() -> None:
             ):
                 count = options.requests if "filter" not in path else 20
                 print(f"{shown:<17} {timed(server, headers, path, count)}")
+            path, span = f"{A}/datasets/bench-000007", options.idle_seconds
+            told, alone = gets(server, headers, path, options.requests, seconds=span)
+            print(f"GET, none idle    {told}  in {span:.0f} s")
             idle = Idle(server, options.idle)
             time.sleep(2)
-            path = f"{A}/datasets/bench-000007"
-            print(f"GET, {options.idle} idle     {timed(server, headers, path, options.requests)}")
+            told, beside = gets(server, headers, path, options.requests, seconds=span)
             idle.close()
+            print(
+                f"GET, {options.idle} idle     {told}  in {span:.0f} s, {idle.closed} closed, p99 {beside / alone:.2f}x"
+            )
+            told, once = duplicates(server, headers, options.duplicates)
+            print(f"{options.duplicates} duplicates   {told}")
             print(f"{options.writers} writers        {writers(server, headers, options.writers, options.each)}")
         finally:
             server.close()
+    return 0 if once and beside < 2 * alone else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

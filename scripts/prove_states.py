@@ -12,6 +12,7 @@ have been applied once and in order. Exit status 1 on any breach.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import fcntl
 import json
 import logging
@@ -89,6 +90,7 @@ def hold(home: Path, name: str, *, skew: float) -> None:
         return save(transaction, resource)
 
     Transaction.save = watched  # type: ignore[method-assign]
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     (home / f"{name}.id").write_text(scheduler._holder.id)
     scheduler.start()
     while True:
@@ -141,8 +143,13 @@ def handovers(home: Path, *, count: int) -> list[str]:
                     print(f"  {changed} hand-overs, {time.monotonic() - began:.0f} s", flush=True)
             reports.ended.set()
             reports.join()
-            _until(lambda: gateway.store.get(_NAME).private.get("ackedSeq") == reports.count, "all is applied")
+            _all_applied(gateway, reports.count)
             metrics = gateway.files.path(_NAME, "metrics.jsonl").read_bytes().splitlines()
+        except SystemExit:
+            for process in processes.values():  # where it hangs
+                process.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            raise
         finally:
             reports.ended.set()
             for process in processes.values():
@@ -189,6 +196,20 @@ def _held(gateway: Gateway, by: set[str]) -> str:
 
 def _owner(gateway: Gateway) -> str:
     return jobstate.run_of(gateway.store.get(_NAME))["owner"]
+
+
+def _all_applied(gateway: Gateway, count: int) -> None:
+    """Wait while more and more of the reports are applied."""
+    acked = gateway.store.get(_NAME).private.get("ackedSeq", 0)
+    print(f"  {count - acked:,} of {count:,} reports wait for the last holder", flush=True)
+    while acked < count:
+        acked = _until(lambda least=acked: _beyond(gateway, least), "more is applied")
+
+
+def _beyond(gateway: Gateway, least: int) -> int:
+    """How many reports are applied, once it is more than `least`."""
+    acked = gateway.store.get(_NAME).private.get("ackedSeq", 0)
+    return acked if acked > least else 0
 
 
 def _read(path: Path) -> str:

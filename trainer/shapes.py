@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1,
          "U8": 1, "BOOL": 1}  # fmt: skip
 _PLAIN = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}  # config alone tells every tensor
@@ -141,6 +139,8 @@ def lora_tensors(linear: Mapping[str, tuple[int, int]], rank: int) -> dict[str, 
 def _folder(base: str, revision: str | None) -> Path | None:
     if Path(base).is_dir():
         return Path(base) if (Path(base) / "config.json").is_file() else None
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import; the gateway starts without it)
+
     found = try_to_load_from_cache(base, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from tests.postgres_kit import Cluster, binaries
-from trainer.gateway.database import Turns
 from trainer.gateway.errors import GatewayError
+from trainer.gateway.group_commit import Turns
 from trainer.gateway.schema import counts, resources
 from trainer.gateway.store import Page, Resource, Store, body_value
 
@@ -295,11 +295,13 @@ def test_who_waits_too_long_is_told(open_store: Open) -> None:
     store = open_store()
     with store.transaction():
         turns = Turns(0.01)
-        with turns, pytest.raises(GatewayError, match="ask again") as caught, turns:
-            pass
+        turns.take()
+        with pytest.raises(GatewayError, match="ask again") as caught:
+            turns.take()
     assert caught.value.code == "UNAVAILABLE"
-    with turns:  # the one who gave up does not stay in the queue
-        pass
+    assert not turns.hand_over()  # the one who gave up does not stay in the queue
+    turns.give()
+    turns.take()
 
 
 def test_a_database_that_went_away_is_unavailable_and_comes_back(tmp_path: Path) -> None:

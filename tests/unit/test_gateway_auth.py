@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from trainer.gateway.client import open_client
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.gateway import Gateway
+from trainer.gateway.permission_presets import PRESETS
 from trainer.gateway.principal import ROLES
 from trainer.gateway.server import create_app, serve
 from trainer.runs import GatewaySettings
@@ -152,6 +154,51 @@ def test_a_contributor_changes_what_is_theirs(world: World) -> None:
 def test_a_user_handles_their_own_keys_only(world: World) -> None:
     assert world.ask("red-inference-user", "GET", f"{RED}/users/inference-user/apiKeys").status_code != 403
     assert world.ask("red-inference-user", "GET", f"{RED}/users/user/apiKeys").status_code == 403
+
+
+# By hand from what Fireworks documents of the preset `pilot`: the methods that it names, where the contract has them.
+DOCUMENTED = [
+    "GetAccountUsage", "GetQuota", "ListQuotas", "GetModel", "ListModels", "CreateModelVersion", "PrepareModel",
+    "ValidateModelUpload", "GetDeployment", "CreateDeployment", "DeployModelVersion", "GetDeploymentMetrics",
+    "CreateDataset", "GetDataset", "ListDatasets", "SplitDataset", "CreateEvaluator", "GetEvaluator",
+    "CreateEvaluation", "TestEvaluation", "CreateSupervisedFineTuningJob", "CreateDpoJob",
+    "CreateReinforcementFineTuningJob", "CreateRlorTrainerJob", "GetTrainingShape", "ListTrainingShapes",
+    "CreateBatchInferenceJob",
+]  # fmt: skip
+NEVER = r"Delete|Cancel|Update|Resume|Rollback|Alias|Scale|Reset|Undelete|Report|Promote|Import|Redeem|Refresh|Execute"
+ABOUT = (
+    r"/(users|secrets|auditLogs|policySettings|identityProviders|clusters|routers|trails)\b"
+    "|/v1/(chat|completions|creditCodes|messages|responses|auth)"
+)
+
+
+def test_a_preset_permits_what_it_names_and_nothing_else(world: World) -> None:
+    """Every operation of the contract, asked for as a user of role custom."""
+    permitted = PRESETS["pilot"]
+    assert PRESETS.keys() == {"agent", "pilot"}
+    assert {f"Gateway_{name}" for name in DOCUMENTED} <= permitted <= set(load().operations)
+    body = {"role": "custom", "permissionPreset": "pilot"}
+    assert world.ask("red-admin", "POST", f"{RED}/users?userId=bot", body).status_code == 200
+    _, key = keys.create_key(world.gateway.store, "accounts/red", "bot", "custom")
+    for operation in load().operations.values():
+        if re.search(NEVER, operation.id) or re.search(ABOUT, operation.path):
+            assert operation.id not in permitted
+        path = re.sub(r"{(?!account_id)\w+}", "bot", operation.path).replace("{account_id}", "red")
+        answer = world.http.request(operation.method, path, json={}, headers={"X-Api-Key": key})
+        assert (answer.status_code == 403) == (operation.id not in permitted), (operation.id, answer.text)
+        if answer.status_code == 403:
+            assert answer.json()["details"][0]["reason"] == "ROLE_NOT_ALLOWED"
+            assert "'pilot'" in answer.json()["message"]
+    assert world.http.get("/metrics", headers={"X-Api-Key": key}).status_code == 403
+    elsewhere = world.http.get(f"{BLUE}/datasets", headers={"X-Api-Key": key})
+    assert elsewhere.status_code == 404
+    assert world.http.get("/v1/accounts/fireworks/models/qwen3-0p6b", headers={"X-Api-Key": key}).status_code == 200
+
+
+def test_a_role_custom_without_a_preset_may_nothing(world: World) -> None:
+    _, key = keys.create_key(world.gateway.store, "accounts/red", "nobody", "custom")
+    answer = world.http.get(f"{RED}/datasets", headers={"X-Api-Key": key})
+    assert (answer.status_code, "preset ''" in answer.json()["message"]) == (403, True)
 
 
 def test_what_is_anothers_is_not_to_be_found(world: World) -> None:
@@ -295,6 +342,13 @@ def test_the_command_makes_lists_and_revokes_keys(
     assert gateway.store.get("accounts/team/users/anna").body["role"] == "contributor"
     assert main([*words[:-1], "admin"]) == 2  # the user has another role
     assert "has the role contributor" in capsys.readouterr().err
+    bot = ["gateway", "keys", "create", "--account", "team", "--user", "bot", "--role", "custom"]
+    assert main(bot) == 2
+    assert "--preset" in capsys.readouterr().err
+    assert main([*bot, "--preset", "agent"]) == 0
+    assert keys.Verifier(gateway.store).verify(capsys.readouterr().out.split()[1]).preset == "agent"
+    assert main([*bot, "--preset", "pilot"]) == 2
+    assert "the role custom with agent" in capsys.readouterr().err
     assert main(["gateway", "keys", "list", "--account", "team"]) == 0
     listed = capsys.readouterr().out
     assert key_id in listed

@@ -41,11 +41,53 @@ def test_users(client: GatewayClient) -> None:
     assert (made["name"], made["email"]) == ("accounts/local/users/ann", "ann@local")
     assert refused(client, "POST", f"{A}/users?userId=ann", {"role": "user"})[0] == 409
     assert "role" in refused(client, "POST", f"{A}/users", {"role": "boss"})[1]
-    assert refused(client, "POST", f"{A}/users", {"role": "custom"})[0] == 501
     assert ask(client, "PATCH", f"{A}/users/ann?updateMask=role", {"role": "contributor"})["role"] == "contributor"
     assert "role" in refused(client, "PATCH", f"{A}/users/ann?updateMask=role", {"role": "boss"})[1]
     assert ask(client, "GET", f"{A}/users/ann")["role"] == "contributor"
     assert ask(client, "GET", f"{A}/users")["totalSize"] == 2
+
+
+def test_a_role_custom_has_a_preset(both: tuple[GatewayClient, Gateway]) -> None:
+    client, gateway = both
+    for body, says in (
+        ({"role": "custom"}, "permissionPreset: got ''; role custom takes one of agent, pilot"),
+        ({"role": "custom", "permissionPreset": "chief"}, "permissionPreset: got 'chief'"),
+        ({"role": "user", "permissionPreset": "pilot"}, "goes with role custom only, and the role is user"),
+    ):
+        status, message = refused(client, "POST", f"{A}/users?userId=bot", body)
+        assert (status, says in message) == (400, True), message
+    made = ask(client, "POST", f"{A}/users?userId=bot", {"role": "custom", "permissionPreset": "pilot"})
+    assert (made["role"], made["permissionPreset"]) == ("custom", "pilot")
+    key = ask(client, "POST", f"{A}/users/bot/apiKeys", {"apiKey": {}})["key"]
+    verifier = keys.Verifier(gateway.store)
+    assert (verifier.verify(key).role, verifier.verify(key).preset) == ("custom", "pilot")
+    url = f"{A}/users/bot"
+    assert "chief" in refused(client, "PATCH", url, {"role": "custom", "permissionPreset": "chief"})[1]
+    assert verifier.verify(key).preset == "pilot"  # what was refused has changed nothing
+    ask(client, "PATCH", f"{url}?updateMask=permission_preset", {"role": "custom", "permissionPreset": "agent"})
+    assert verifier.verify(key).preset == "agent"
+    assert "permissionPreset" not in ask(client, "PATCH", url, {"role": "user"})  # another role has none
+    assert (verifier.verify(key).role, verifier.verify(key).preset) == ("user", "")
+    assert "permissionPreset" in refused(client, "PATCH", url, {"role": "user", "permissionPreset": "pilot"})[1]
+    plain = ask(client, "POST", f"{A}/users?userId=ann", {"role": "user", "permissionPreset": ""})
+    assert "permissionPreset" not in plain
+    assert "permissionPreset" not in ask(client, "PATCH", f"{A}/users/ann", {"role": "user", "permissionPreset": ""})
+
+
+def test_one_key_by_its_id(both: tuple[GatewayClient, Gateway]) -> None:
+    client, _ = both
+    url = f"{A}/users/local/apiKeys"
+    made = ask(client, "POST", url, {"apiKey": {"displayName": "laptop"}})
+    wanted = {name: value for name, value in made.items() if name != "key"}
+    assert ask(client, "GET", f"{url}/{made['keyId']}") == wanted
+    contracts_own = f"{url}/accounts/local/users/local"
+    assert ask(client, "GET", f"{contracts_own}?keyId={made['keyId']}") == wanted
+    assert ask(client, "GET", f"{contracts_own}?key_id={made['keyId']}") == wanted
+    assert "keyId" in refused(client, "GET", contracts_own)[1]
+    ask(client, "POST", f"{A}/users?userId=ann", {"role": "user"})
+    assert refused(client, "GET", f"{A}/users/ann/apiKeys/{made['keyId']}")[0] == 404
+    ask(client, "POST", f"{url}:delete", {"keyId": made["keyId"]})
+    assert refused(client, "GET", f"{url}/{made['keyId']}")[0] == 404
 
 
 def test_a_key_is_shown_once_and_follows_its_user(both: tuple[GatewayClient, Gateway]) -> None:
@@ -117,6 +159,8 @@ def test_what_a_secret_may_be(client: GatewayClient) -> None:
         assert "name" in refused(client, "POST", f"{A}/secrets", {**another, "name": name})[1]
     changed = ask(client, "PATCH", f"{A}/secrets/wandb-api-key?updateMask=key_name", {"keyName": "OTHER", "value": ""})
     assert changed["keyName"] == "OTHER"
+    assert "updateMask" in refused(client, "PATCH", f"{A}/secrets/wandb-api-key?updateMask=name", {"value": "v"})[1]
+    assert "value" in refused(client, "PATCH", f"{A}/secrets/wandb-api-key?updateMask=value", {"keyName": "X"})[1]
 
 
 def test_quotas(client: GatewayClient) -> None:

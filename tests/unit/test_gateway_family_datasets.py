@@ -188,5 +188,7 @@ def test_rows_that_lie_elsewhere(client: GatewayClient, monkeypatch: pytest.Monk
             thread.join()
     found = ask(client, "GET", f"{A}/datasets/good")
     assert (found["state"], found["exampleCount"], found["externalUrl"]) == ("READY", "2", f"{url}/rows.jsonl")
-    for bad in ("ftp://example.org/x", "file:///etc/passwd", "http://169.254.169.254/latest", "s3://"):
+    for bad in ("ftp://example.org/x", "file:///etc/passwd", "http://169.254.169.254/latest", "s3://", "s3://[", "x",
+                "http://[", "az://c]/k", "s3://bucket/", "az://cont@acc/folder/", "gs://b",
+                "https://acc.blob.core.windows.net/cont/"):  # fmt: skip
         assert refused(client, "POST", f"{A}/datasets", create("x", bad))[0] == 400

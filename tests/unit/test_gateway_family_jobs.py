@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from starlette.testclient import TestClient
 
 from tests.family_kit import ask, refused
 from tests.gateway_kit import A, opened, raw, write_rows
@@ -15,9 +16,10 @@ from trainer.gateway.client import GatewayClient
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.evaluator_builds import Outcome
-from trainer.gateway.gateway import Gateway
+from trainer.gateway.gateway import Gateway, GatewayOptions
 from trainer.gateway.job_families import FAMILIES
 from trainer.gateway.resources import jobs
+from trainer.gateway.server import create_app
 from trainer.gateway.store import Resource
 from trainer.jobs import JobState
 
@@ -148,6 +150,26 @@ def test_a_deleted_trainer_is_a_tombstone(both: tuple[GatewayClient, Gateway]) -
     assert gateway.store.find(f"{job.name}/checkpoints/step-4") is None
 
 
+def test_a_gateway_may_cancel_trainers_instead(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "gateway", options=GatewayOptions(trainer_delete_state="cancelled"))
+    url = f"{A}/rlorTrainerJobs/j"
+    with TestClient(create_app(gateway.folder, gateway=gateway), base_url="http://localhost") as http:
+        for state, after in (("PENDING", "CANCELLED"), ("CANCELLED", "CANCELLED"), ("COMPLETED", "COMPLETED")):
+            placed(gateway, "rlorTrainerJobs", state)
+            assert http.delete(url).json() == {}
+            assert http.get(url).json()["state"] == f"JOB_STATE_{after}"
+        placed(gateway, "rlorTrainerJobs", "RUNNING", run={"folder": "x", "active": True})
+        for _ in range(2):
+            assert http.delete(url).json() == {}
+        assert http.get(url).json()["state"] == "JOB_STATE_CANCELLING"
+        placed(gateway, "rlorTrainerJobs", "CANCELLED")
+        assert http.post(f"{url}:resume", json={}).json()["state"] == "JOB_STATE_PENDING"
+        placed(gateway, "dpoJobs", "PENDING")  # not a trainer
+        assert http.delete(f"{A}/dpoJobs/j").json() == {}
+        assert http.get(f"{A}/dpoJobs/j").status_code == 404
+    gateway.close()
+
+
 def test_files_of_jobs(both: tuple[GatewayClient, Gateway]) -> None:
     client, gateway = both
     for collection, verb in (("dpoJobs", ":getMetricsFileEndpoint"), ("rlorTrainerJobs", "/publicLogs"),
@@ -194,7 +216,8 @@ def test_sessions_live_below_a_job_that_runs(both: tuple[GatewayClient, Gateway]
     assert (made["state"], made["referenceState"], made["displayName"]) == ("READY", "BASE", "d")
     assert ask(client, "GET", f"{url}/s") == made
     assert ask(client, "GET", url)["trainingSessions"] == [made]
-    assert refused(client, "POST", f"{url}/s:loadState", {"path": "p"})[0] == 501
+    status, message = refused(client, "POST", f"{url}/s:loadState", {"path": "p"})
+    assert (status, "there is no worker for its steps yet" in message) == (501, True)
 
 
 def test_an_evaluation_that_its_client_has_run(both: tuple[GatewayClient, Gateway], tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_lists_across_shapes(client: GatewayClient) -> None:
     found = ask(client, "GET", "/v1/accounts/-/trainingShapes/-/versions", params={"filter": wanted})
     assert [one["name"].split("/")[3] for one in found["trainingShapeVersions"]] == ["qwen3-0p6b"]
     assert ask(client, "GET", SHAPES)["totalSize"] == len(base_models.known())
+    for url in ("/v1/accounts/-/trainingShapes/-/versions", f"{SHAPES}/whatever/versions", SHAPES):
+        assert "orderBy" in refused(client, "GET", url, params={"orderBy": "createTime desc"})[1]
+
+
+def test_a_patch_keeps_to_its_mask(client: GatewayClient) -> None:
+    url = f"{A}/trainingShapes/mine"
+    ask(client, "POST", f"{A}/trainingShapes?trainingShapeId=mine", {"baseModel": "base", "trainerImageTag": "t"})
+    both = {"validated": True, "public": True}
+    changed = ask(client, "PATCH", f"{url}/versions/v1?updateMask=validated", both)
+    assert (changed["validated"], changed["public"], changed["latestValidated"]) == (True, False, True)
+    assert "updateMask" in refused(client, "PATCH", f"{url}/versions/v1?updateMask=snapshot", both)[1]
+    assert "updateMask" in refused(client, "PATCH", f"{url}?updateMask=nosuch", {"trainerImageTag": "x"})[1]
+    assert "baseModel" in refused(client, "PATCH", f"{url}?updateMask=base_model", {})[1]
+    ask(client, "PATCH", f"{url}?updateMask=description", {"description": "d", "trainerImageTag": "x"})
+    cleared = ask(client, "PATCH", f"{url}?updateMask=description", {"trainerImageTag": "x"})
+    assert ("description" in cleared, cleared["trainerImageTag"]) == (False, "t")
 
 
 def test_what_fits() -> None:

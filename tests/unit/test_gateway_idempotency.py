@@ -80,6 +80,21 @@ def test_a_published_client_that_retries_gets_its_first_answer(tmp_path: Path) -
         assert post(client, JOBS, JOB, x_stainless_retry_count="1").json()["name"] != second.json()["name"]
 
 
+def test_a_number_that_has_been_seen_is_another_wish(tmp_path: Path) -> None:
+    with opened(tmp_path / "gateway") as (client, _):
+        first = post(client, JOBS, JOB, x_stainless_retry_count="0")
+        assert post(client, JOBS, JOB, x_stainless_retry_count="1").content == first.content
+        other = post(client, JOBS, JOB, x_stainless_retry_count="1")  # its first try never came here
+        assert other.json()["name"] != first.json()["name"]
+        assert post(client, JOBS, JOB, x_stainless_retry_count="2").content == other.content
+        third = post(client, JOBS, JOB, x_stainless_retry_count="2")
+        assert third.json()["name"] not in (first.json()["name"], other.json()["name"])
+        for odd in ("-1", "", "1e3", "\u0662", "99999"):
+            headers = {"x-stainless-retry-count": odd.encode()}
+            assert raw(client, "POST", JOBS, json=JOB, headers=headers).status_code == 200
+        assert count(client) == 8
+
+
 def test_of_silent_clients_only_what_follows_at_once_is_a_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

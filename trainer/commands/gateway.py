@@ -4,6 +4,7 @@ python -m trainer gateway --port 8787             serve; on loopback single-user
 python -m trainer gateway --slots 2               two jobs at a time
 python -m trainer gateway keys create --account team-a --role admin
 python -m trainer gateway keys list | keys revoke KEY_ID
+python -m trainer gateway secrets rotate          a new key for the secrets at rest; the server may be up meanwhile
 python -m trainer gateway --host 0.0.0.0          with keys, beyond this machine
 python -m trainer gateway coverage [--markdown]   what becomes of each operation of the contract
 """
@@ -13,14 +14,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import get_args
 
-from trainer.commands import gateway_coverage, gateway_keys, gateway_store
+from trainer.commands import gateway_coverage, gateway_keys, gateway_secrets, gateway_store
 from trainer.compose import for_job
 from trainer.errors import UsageError
 from trainer.gateway import logs
 from trainer.gateway.access import is_loopback
 from trainer.gateway.errors import GatewayError
-from trainer.gateway.gateway import Gateway
+from trainer.gateway.gateway import DELETE_STATES, Gateway, GatewayOptions
 from trainer.gateway.scheduler import Scheduler
 from trainer.gateway.server import serve
 from trainer.jobs import Job
@@ -29,6 +31,7 @@ from trainer.runs import Inputs, RunSpec, gateway_folder
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "keys": gateway_keys.run,
+    "secrets": gateway_secrets.run,
     "coverage": gateway_coverage.run,
     "move": gateway_store.move,
     "backup": gateway_store.make_backup,
@@ -48,6 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=_slots, default=1, metavar="N", help="jobs that run at a time (default: 1)")
     parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of the log (default: %(default)s)")
     parser.add_argument("--log-requests", action="store_true", help="log every request")
+    parser.add_argument(
+        "--trainer-delete-state", choices=get_args(DELETE_STATES), default="deleted", metavar="STATE",
+        help="what a DELETE of a trainer leaves: deleted, for 30 days; or cancelled, to be resumed (default: deleted)",
+    )  # fmt: skip
     gateway_keys.add_arguments(parser)
     gateway_coverage.add_arguments(parser)
     gateway_store.add_arguments(parser)
@@ -85,6 +92,7 @@ def _serve(options: argparse.Namespace) -> int:
         background=scheduler,
         on_ready=lambda url: _ready(url, asks_keys),
         base_url=options.base_url,
+        options=GatewayOptions(trainer_delete_state=options.trainer_delete_state),
         keys=asks_keys,
     )
     return 0

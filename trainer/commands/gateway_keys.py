@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from trainer.errors import UsageError
 from trainer.gateway import keys
 from trainer.gateway.gateway import Gateway, checked_id
-from trainer.gateway.principal import ROLES
+from trainer.gateway.permission_presets import PRESETS
+from trainer.gateway.principal import CUSTOM, ROLES
 from trainer.gateway.resources import accounts
 from trainer.gateway.store import Resource
 from trainer.gateway.timestamps import written
@@ -21,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose key, and for how long."""
     parser.add_argument("--account", default="local", help="keys: the account (default: %(default)s)")
     parser.add_argument("--user", default="admin", help="keys create: the user (default: %(default)s)")
-    parser.add_argument("--role", choices=ROLES, default="user", help="keys create: the role (default: %(default)s)")
+    parser.add_argument(
+        "--role", choices=(*ROLES, CUSTOM), default="user", help="keys create: the role (default: %(default)s)"
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="keys create --role custom: the permission preset")
     parser.add_argument("--name", default="default", help="keys create: a name for people (default: %(default)s)")
     parser.add_argument("--days", type=int, help="keys create: how long it opens (default: until it is revoked)")
 
@@ -51,8 +55,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _create(gateway: Gateway, account: str, options: argparse.Namespace) -> None:
     user = checked_id(options.user, what="--user")
+    if (options.role == CUSTOM) != bool(options.preset):
+        raise UsageError(f"--role custom goes with --preset, and only that role: {', '.join(PRESETS)}")
     accounts.ensure(gateway, account, email=f"{user}@{options.account}")
-    _ensure_user(gateway, account, user, options.role)
+    _ensure_user(gateway, account, user, options.role, preset=options.preset)
     expires = written(datetime.now(UTC) + timedelta(days=options.days)) if options.days else ""
     made, key = keys.create_key(gateway.store, account, user, options.role, options.name, expire_time=expires)
     print(f"key:     {key}")
@@ -60,8 +66,8 @@ def _create(gateway: Gateway, account: str, options: argparse.Namespace) -> None
     print("It is shown only now; the gateway keeps its digest.")
 
 
-def _ensure_user(gateway: Gateway, account: str, user: str, role: str) -> None:
-    """A record for the user. Raises UsageError for another role than the user has."""
+def _ensure_user(gateway: Gateway, account: str, user: str, role: str, *, preset: str | None) -> None:
+    """A record for the user. Raises UsageError for another role or preset than the user has."""
     name = f"{account}/users/{user}"
     with gateway.store.transaction() as transaction:
         found = transaction.find(name)
@@ -69,10 +75,12 @@ def _ensure_user(gateway: Gateway, account: str, user: str, role: str) -> None:
             body = {
                 "displayName": user, "role": role, "email": f"{user}@{account.removeprefix('accounts/')}",
                 "state": "READY", "status": {"code": "OK", "message": ""},
+                **({"permissionPreset": preset} if preset else {}),
             }  # fmt: skip
             transaction.insert(Resource(name=name, collection="users", parent=account, id=user, body=body))
-        elif found.body.get("role") != role:
+        elif (had := (found.body.get("role"), found.body.get("permissionPreset"))) != (role, preset):
             raise UsageError(
-                f"--role {role}: {name} has the role {found.body.get('role')}; name that, or another --user "
+                f"--role {role}{f' --preset {preset}' if preset else ''}: {name} has the role {had[0]}"
+                f"{f' with {had[1]}' if had[1] else ''}; name that, or another --user "
                 "(a PATCH of the user changes the role)"
             )

@@ -16,22 +16,21 @@ from trainer.gateway.resources.table import OPERATIONS
 
 STATUSES = ("standard", "behaviour", "partial", "refused")
 
-_BUCKETS = "awsS3Config and azureBlobStorageConfig are refused"
+_BUCKETS = "awsS3Config and azureBlobStorageConfig by keys, not by roles or federated identities"
 # Operation -> what is missing.
 PARTIAL: dict[str, str] = {
-    "Gateway_CreateDataset": "externalUrl only where no credentials are needed",
+    "Gateway_CreateDataset": "externalUrl with gs:// only for objects that anybody may read",
     "Gateway_ImportModel": "awsS3Source by keys and azureBlobSource by SAS, not by roles or federated identities",
     "Gateway_PrepareModel": "precisions FP16 and BF16 only",
-    "Gateway_CreateSupervisedFineTuningJob": f"mtp*, isTurbo, nodes above 1, {_BUCKETS}",
+    "Gateway_CreateSupervisedFineTuningJob": f"mtp*, isTurbo and nodes above 1 are refused; {_BUCKETS}",
     "Gateway_CreateDpoJob": f"methods DPO and ORPO only; {_BUCKETS}",
     "Gateway_CreateReinforcementFineTuningJob": "refused at create until there is a worker",
     "Gateway_CreateRlorTrainerJob": "refused at create until there is a worker",
     "Gateway_CreateTrainingSessionJob": "refused at create until there is a worker",
     "Gateway_CreateTrainingSession": "refused at create until there is a worker",
-    "Gateway_CreateEvaluationJob": "awsS3Config is refused",
+    "Gateway_CreateEvaluationJob": "awsS3Config by keys, not by roles",
     "Gateway_CreateBatchInferenceJob": "refused at create until there is a worker",
-    "Gateway_UpdateUser": "role custom and permissionPreset are not there",
-    "Gateway_CreateUser": "role custom and permissionPreset are not there",
+    "Gateway_GetApiKey": "keyId in the query, or at the end of the path: the contract's own path has no place for it",
 }
 # Collection (or path) of what is not implemented -> why.
 _SERVING = "serving of models is not here yet"
@@ -63,7 +62,6 @@ REFUSED: dict[str, str] = {
     "rlorTrainerJobs": "there is no worker for its steps yet",
     "trainingSessionJobs": "there is no worker for its steps yet",
     "models": _SERVING,  # :deploy of a version
-    "users": "the contract's path cannot be told from the list of a user's keys",
 }
 _BEGIN, _END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 
@@ -82,6 +80,11 @@ def rows() -> list[Row]:
     """Every operation of the contract and of its extensions, by family."""
     found = [_row(operation) for operation in load().operations.values()]
     return sorted(found, key=lambda row: (row.family.lower(), row.operation.path, row.operation.method))
+
+
+def why_refused(operation: Operation) -> str:
+    """Why the operation is not implemented, in words; "" for one that is."""
+    return "" if operation.id in OPERATIONS else REFUSED.get(_family(operation.path), "")
 
 
 def totals(found: Iterable[Row]) -> dict[str, int]:

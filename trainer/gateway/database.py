@@ -2,7 +2,8 @@
 
 Both have one writer at a time: SQLite by BEGIN IMMEDIATE, PostgreSQL by an advisory lock that a transaction takes first
 and its end releases. So what is read inside a writing transaction stays true until it commits, and no change has to be
-tried again. Within a process writers queue in the order in which they came.
+tried again. Within a process writers queue in the order in which they came, and those who wait share a commit
+(`group_commit.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import fcntl
 import json
 import os
 import re
-import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,48 +23,18 @@ from sqlalchemy import exc as sa_errors
 
 from trainer.gateway import schema
 from trainer.gateway.errors import GatewayError
+from trainer.gateway.group_commit import GroupCommit, busy
 
 STORE_VARIABLE = "TRAINER_GATEWAY_STORE"
 SQLITE_FILE = "gateway.db"
 _MARK = "store.json"
 _BUSY_SECONDS = 20  # how long a writer waits for others
+_CACHE_KIB = 256  # pages that a connection keeps; SQLite's own 2 MiB, times the connections, come only slowly to a rest
 _LOCK = 0x7472_6169_6E65_7221  # the advisory lock of all writers
 _IDLE_MS = 60_000  # then PostgreSQL ends the transaction of a process that stands still, and others go on
 # What PostgreSQL's text cannot hold, and U+FDD0, which stands before its code where it is stored.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff\ufdd0]")
 _STORED = re.compile("\ufdd0([0-9a-f]{4})")
-
-
-class Turns:
-    """A lock whose waiters get it in the order in which they came."""
-
-    def __init__(self, seconds: float = _BUSY_SECONDS) -> None:
-        self._seconds, self._guard = seconds, threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
-        self._taken = False
-
-    def __enter__(self) -> None:
-        with self._guard:
-            if not self._taken:
-                self._taken = True
-                return
-            ticket = threading.Lock()
-            ticket.acquire()
-            self._waiting.append(ticket)
-        if ticket.acquire(timeout=self._seconds):
-            return
-        with self._guard:
-            if ticket not in self._waiting:  # given in the last moment
-                return
-            self._waiting.remove(ticket)
-        raise busy()
-
-    def __exit__(self, *_: object) -> None:
-        with self._guard:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
 
 
 class Database:
@@ -85,7 +54,7 @@ class Database:
         self.shown = self.engine.url.render_as_string(hide_password=True)  # without the password
         self._sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if self._sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._turns = Turns()
+        self._writers = GroupCommit(self._begun, self._end, seconds=_BUSY_SECONDS)
         event.listen(self.engine, "before_cursor_execute", _storable, retval=True)
         try:
             self._open()
@@ -95,15 +64,9 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A connection that holds the write lock; commits at the end, or rolls back."""
-        with self._turns, translated(), self.engine.connect() as connection:
-            self._begin(connection)
-            try:
-                yield connection
-                self._end(connection, "COMMIT")
-            except BaseException:
-                self._end(connection, "ROLLBACK")
-                raise
+        """A connection that holds the write lock; commits at the end, perhaps with others, or rolls back."""
+        with translated(), self._writers.writing() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -128,6 +91,16 @@ class Database:
         """Close every connection."""
         self.engine.dispose()
 
+    def _begun(self) -> sa.Connection:
+        """A connection on which a writing transaction has begun."""
+        connection = self.engine.connect()
+        try:
+            self._begin(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def _begin(self, connection: sa.Connection) -> None:
         if self._sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -137,7 +110,7 @@ class Database:
     def _end(self, connection: sa.Connection, how: str) -> None:
         if not self._sqlite:
             connection.commit() if how == "COMMIT" else connection.rollback()
-        elif connection.connection.driver_connection.in_transaction:  # pyright: ignore[reportOptionalMemberAccess]
+        elif how == "COMMIT" or connection.connection.driver_connection.in_transaction:  # pyright: ignore[reportOptionalMemberAccess]
             connection.exec_driver_sql(how)
 
     def _open(self) -> None:
@@ -155,14 +128,6 @@ class Database:
                 _newest(connection, self.shown)
 
 
-def busy() -> GatewayError:
-    """UNAVAILABLE: others have been writing for too long."""
-    return GatewayError(
-        "UNAVAILABLE", f"the gateway's records were being written by others for {_BUSY_SECONDS} s; ask again",
-        reason="STORE_BUSY",
-    )  # fmt: skip
-
-
 @contextmanager
 def translated() -> Iterator[None]:
     """Gives the database's failures their names: busy or gone is UNAVAILABLE, a full disk RESOURCE_EXHAUSTED."""
@@ -171,7 +136,7 @@ def translated() -> Iterator[None]:
     except sa_errors.DBAPIError as error:
         text = str(error.orig)
         if "database is locked" in text or "lock timeout" in text:
-            raise busy() from error
+            raise busy(_BUSY_SECONDS) from error
         if "disk is full" in text or "No space left" in text:
             raise GatewayError("RESOURCE_EXHAUSTED", "the disk of the gateway's records is full") from error
         if error.connection_invalidated or (isinstance(error, sa_errors.OperationalError) and "connection" in text):
@@ -219,7 +184,10 @@ def _sqlite(folder: Path) -> sa.Engine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where this module says so
     cursor = connection.cursor()
-    settings = (f"busy_timeout={_BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+    settings = (
+        f"busy_timeout={_BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON",
+        f"cache_size=-{_CACHE_KIB}",
+    )  # fmt: skip
     for pragma in settings:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

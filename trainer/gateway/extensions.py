@@ -78,6 +78,10 @@ PATHS: dict[str, dict[str, Any]] = {
         "delete": _operation("Trainer_DeleteOperation"),
     },
     f"{_OPERATION}:cancel": {"post": _operation("Trainer_CancelOperation")},
+    # The contract's own path for it has no place for the key's id.
+    "/v1/accounts/{account_id}/users/{user_id}/apiKeys/{key_id}": {
+        "get": _operation("Trainer_GetApiKey", response="gatewayApiKey")
+    },
 }
 
 # Schema of the contract -> fields that it has here besides, or reads in another way.
@@ -86,6 +90,8 @@ FIELDS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"type": "string", "description": "Answers the rows that have no answer."},
         "inferenceParameters": _ref("gatewayReinforcementFineTuningJobInferenceParameters"),
         "maxInvalidFraction": {"type": "number", "format": "double", "description": "Rows without a usable score."},
+        "rewardWeights": {"type": "array", "items": {"type": "string"}, "description": "name=weight, of metrics."},
+        "evaluatorVersion": {"type": "string", "readOnly": True, "description": "The revision that scores."},
     },
     # With its name, which is read-only elsewhere: here it says which evaluator is meant.
     "GatewayPreviewEvaluatorBody": {"evaluator": {"type": "object"}},

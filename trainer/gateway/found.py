@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+SERVER_LOCK = "server.lock"  # held by the server that is up
 SERVER_FILE = "server.json"  # readable by its owner only: it holds the owner's key of this start, where keys are asked
 
 

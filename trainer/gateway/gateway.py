@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from trainer.gateway.contract import Contract, Operation, load
 from trainer.gateway.errors import GatewayError, invalid, not_found
@@ -22,14 +22,20 @@ from trainer.gateway.store import Store
 from trainer.jobs import RESOURCE_ID, resource_id
 
 ACCOUNT = LOCAL_ACCOUNT
+DELETE_STATES = Literal["deleted", "cancelled"]
 
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """What may be set: `price_per_token` in US dollars (0: one's own machine costs nothing to use)."""
+    """What may be set: `price_per_token` in US dollars (0: one's own machine costs nothing to use).
+
+    trainer_delete_state: what a DELETE makes of a trainer, a tombstone ("deleted") or one that can be resumed
+    ("cancelled", which some published recipes count on; a trainer that has stopped then stays as it is).
+    """
 
     price_per_token: Decimal = Decimal(0)
     email: str = "local@localhost"
+    trainer_delete_state: DELETE_STATES = "deleted"
 
 
 class Gateway:

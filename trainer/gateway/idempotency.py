@@ -4,9 +4,11 @@ Three ways tell a repeat. A client's own id for the new resource: its second cre
 `Idempotency-Key`: kept for two days; the same request gets the first answer again, another request is refused. And,
 where the gateway makes the id and no key came, the digest of the request: the published clients say in
 `x-stainless-retry-count` whether they ask again (then ten minutes count, which is more than their time-outs and waits
-can add up to) or for the first time (then it is a new wish, however equal). Of clients that say neither, an equal
-request within two seconds is a repeat: waits before a retry begin below that, and nobody meaning two jobs is swallowed
-in silence, for the answer says `idempotent-replayed: true`.
+can add up to) or for the first time (then it is a new wish, however equal). Each number comes once for a wish, so an
+equal request whose number has been seen is another wish, whose earlier tries have not come here; where it has not been
+seen, the two cannot be told apart, and it is taken for a repeat. Of clients that say neither, an equal request within
+two seconds is a repeat: waits before a retry begin below that, and nobody meaning two jobs is swallowed in silence,
+for the answer says `idempotent-replayed: true`.
 
 A create and its kept answer are one transaction: a kill leaves both or neither, and equal requests at the same moment
 wait for the first.
@@ -33,6 +35,7 @@ from trainer.gateway.tables import idempotency
 KEPT_SECONDS = 2 * 86_400.0
 RETRY_SECONDS = 600.0
 SILENT_SECONDS = 2.0
+_COUNT = re.compile(r"\d{1,4}", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SHOWN_ONCE = frozenset({"Gateway_CreateApiKey"})  # what they answer is kept nowhere
 _SWEEP_EVERY = 500
@@ -42,10 +45,14 @@ Answering = Callable[[Call], Any]
 
 @dataclass(frozen=True)
 class Wish:
-    """How a request may be told from its repeat. seconds: how old the first may be. key: the client's, or ""."""
+    """How a request may be told from its repeat. seconds: how old the first may be. key: the client's, or "".
+
+    retry: how often the client says that it has asked before; 0 where it does not say.
+    """
 
     key: str
     seconds: float
+    retry: int = 0
 
 
 def wish(operation: Operation, query: Mapping[str, Any], headers: Mapping[str, str]) -> Wish | None:
@@ -62,7 +69,8 @@ def wish(operation: Operation, query: Mapping[str, Any], headers: Mapping[str, s
     retries = headers.get("x-stainless-retry-count")
     if retries is None:
         return Wish("", SILENT_SECONDS)
-    return Wish("", RETRY_SECONDS if retries.isdigit() and int(retries) > 0 else 0.0)
+    asked = int(retries) if _COUNT.fullmatch(retries) else 0
+    return Wish("", RETRY_SECONDS if asked else 0.0, asked)
 
 
 def is_create(operation: Operation) -> bool:
@@ -84,14 +92,14 @@ def answered(call: Call, wanted: Wish, answering: Answering) -> tuple[Any, bool]
             return kept, True
         answer = answering(call)
         with call.gateway.store.transaction() as transaction:
-            _keep(transaction, key, request, call, answer)
+            _keep(transaction, key, wanted, request, call=call, answer=answer)
         return answer, False
     with call.gateway.store.transaction() as transaction:
         kept = _kept(transaction, key, wanted, request)
         if kept is not None:
             return kept, True
         answer = answering(call)
-        _keep(transaction, key, request, call, answer)
+        _keep(transaction, key, wanted, request, call=call, answer=answer)
     return answer, False
 
 
@@ -105,11 +113,14 @@ def _kept(transaction: Transaction, key: str, wanted: Wish, request: str) -> Any
     row = transaction.execute(sa.select(idempotency).where(idempotency.c.key == key)).first()
     if row is None or time.time() - row.time > wanted.seconds:
         return None
-    if row.request != request:
+    asked, _, number = row.request.partition(" ")
+    if asked != request:
         raise GatewayError(
             "INVALID_ARGUMENT", "Idempotency-Key: was used for another request; choose a new key for a new request",
             reason="IDEMPOTENCY_KEY_REUSED", metadata={"field": "Idempotency-Key"}, http_status=422,
         )  # fmt: skip
+    if wanted.retry and wanted.retry <= int(number or 0):
+        return None  # that has been asked already: another wish
     if row.resource and not wanted.key and transaction.find(row.resource) is None:
         return None  # deleted meanwhile: whoever asks now wants a new one
     if row.answer is None:
@@ -117,14 +128,18 @@ def _kept(transaction: Transaction, key: str, wanted: Wish, request: str) -> Any
             "ALREADY_EXISTS", "the first request with this key has been done, and what it answered is shown only once",
             retry=False,
         )  # fmt: skip
+    if wanted.retry:
+        noted = {"request": f"{request} {wanted.retry}"}
+        transaction.execute(idempotency.update().where(idempotency.c.key == key).values(**noted))
     return row.answer
 
 
-def _keep(transaction: Transaction, key: str, request: str, call: Call, answer: Any) -> None:
+def _keep(transaction: Transaction, key: str, wanted: Wish, request: str, *, call: Call, answer: Any) -> None:
     name = answer.get("name", "") if isinstance(answer, dict) else ""
     known = name if transaction.find(name) is not None else ""
     shown = None if call.operation.id in _SHOWN_ONCE else answer
     transaction.execute(idempotency.delete().where(idempotency.c.key == key))
+    request = f"{request} {wanted.retry}" if wanted.retry else request
     values = {"key": key, "request": request, "answer": shown, "resource": known, "time": time.time()}
     transaction.execute(idempotency.insert().values(**values))
 

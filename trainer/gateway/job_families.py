@@ -174,9 +174,12 @@ def typed(gateway: Gateway, job: Resource) -> Job:
 
 
 def unknown_fields(gateway: Gateway, job: Resource) -> list[str]:
-    """Paths of what the client has sent and the contract does not know: kept and shown, never acted on."""
-    found = gateway.contract.read(family_of(job).schema, job.body).unknown
-    return sorted(path for path in found if path not in OURS)
+    """Paths of what the client has sent and the contract does not know: kept and shown, never acted on.
+
+    Parameters of a query, which no record keeps, begin with `?`.
+    """
+    found = set(gateway.contract.read(family_of(job).schema, job.body).unknown)
+    return sorted(path for path in found | set(job.private.get("unknown", [])) if path not in OURS)
 
 
 def without_empty(body: dict[str, Any]) -> dict[str, Any]:

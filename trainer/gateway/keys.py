@@ -20,7 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from trainer.gateway.errors import GatewayError, invalid, not_found
-from trainer.gateway.principal import ROLES, Principal
+from trainer.gateway.principal import CUSTOM, ROLES, Principal
 from trainer.gateway.store import Store, now
 from trainer.gateway.tables import api_keys
 from trainer.jobs import RESOURCE_ID
@@ -65,8 +65,8 @@ def create_key(
 
     Raises INVALID_ARGUMENT for a role that there is not, an id that is none, or a name of more than 63 characters.
     """
-    if role not in ROLES:
-        raise invalid(f"role: got {role[:80]!r}; expected one of {', '.join(ROLES)}", field="role")
+    if role not in (*ROLES, CUSTOM):
+        raise invalid(f"role: got {role[:80]!r}; expected one of {', '.join((*ROLES, CUSTOM))}", field="role")
     bare = account.removeprefix("accounts/")
     for what, text in (("account", bare), ("user", user)):
         if not RESOURCE_ID.fullmatch(text) or not _USER_ID.fullmatch(text):
@@ -113,6 +113,14 @@ def keys_of(store: Store, account: str, user: str | None = None) -> list[Key]:
         return [Key(**dict(row)) for row in connection.execute(query).mappings()]
 
 
+def key_of(store: Store, account: str, user: str, key_id: str) -> Key:
+    """One key of a user. Raises NOT_FOUND, also for one that is revoked, or of another account or user."""
+    for key in keys_of(store, account, user):
+        if key.key_id == key_id:
+            return key
+    raise not_found(f"key {key_id[:40]}", "list the user's keys for their ids")
+
+
 def any_key(store: Store) -> bool:
     """True when there is a key that opens something."""
     query = sa.select(api_keys.c.key_id).where(api_keys.c.revoke_time == "").limit(1)
@@ -136,17 +144,24 @@ class Verifier:
         if row is None or not fits or row.revoke_time or (row.expire_time and row.expire_time <= now()):
             raise unauthenticated("the API key is not known, has been revoked, or has expired")
         self._note(row.key_id)
-        return Principal(row.account, row.user_id, row.role, email=_email(row), key_id=row.key_id)
+        preset = self._preset(row) if row.role == CUSTOM else ""
+        return Principal(row.account, row.user_id, row.role, email=_email(row), key_id=row.key_id, preset=preset)
 
     def _row(self, key_id: str) -> Any:
         with self._store.database.reading() as connection:
             return connection.execute(sa.select(api_keys).where(api_keys.c.key_id == key_id)).first()
+
+    def _preset(self, row: Any) -> str:
+        """The permission preset that the user's record names now."""
+        user = self._store.find(f"{row.account}/users/{row.user_id}")
+        return "" if user is None else user.body.get("permissionPreset", "")
 
     def _note(self, key_id: str) -> None:
         moment = time.monotonic()
         with self._guard:
             if moment - self._noted.get(key_id, -_USED_SECONDS) < _USED_SECONDS:
                 return
+            self._noted = {key: when for key, when in self._noted.items() if moment - when < _USED_SECONDS}
             self._noted[key_id] = moment
         with self._store.transaction() as transaction:
             transaction.execute(api_keys.update().where(api_keys.c.key_id == key_id).values(last_used=now()))

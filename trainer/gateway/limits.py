@@ -47,14 +47,17 @@ def limited(request: Request, receive: Receive, *, seconds: float = _BODY_SECOND
 
     Raises INVALID_ARGUMENT with HTTP 413, and DEADLINE_EXCEEDED with HTTP 408.
     """
-    is_file = request.url.path.startswith("/files/")
+    is_file = request.scope["path"].startswith("/files/")
     multipart = request.headers.get("content-type", "").startswith("multipart/")
     limit = math.inf if is_file else MULTIPART_LIMIT if multipart else JSON_LIMIT
     way_out = "larger files go through :getUploadEndpoint" if multipart else "send files as uploads, not as JSON"
-    too_long = refused(f"the body is longer than {limit} bytes; {way_out}", 413, "BODY_TOO_LONG")
     declared = request.headers.get("content-length", "")
+
+    def too_long() -> GatewayError:
+        return refused(f"the body is longer than {limit} bytes; {way_out}", 413, "BODY_TOO_LONG")
+
     if declared.isdigit() and int(declared) > limit:
-        raise too_long
+        raise too_long()
     received, until = 0, None
 
     async def receiving() -> Message:
@@ -68,7 +71,7 @@ def limited(request: Request, receive: Receive, *, seconds: float = _BODY_SECOND
             raise refused("the body did not come in time", 408, "BODY_TOO_SLOW", code="DEADLINE_EXCEEDED") from error
         received += len(message.get("body", b""))
         if received > limit:
-            raise too_long
+            raise too_long()
         return message
 
     return receiving

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from trainer.gateway.contract import Operation
 from trainer.gateway.errors import GatewayError
+from trainer.gateway.permission_presets import PRESETS
 
 LOCAL_ACCOUNT = "accounts/local"
 PUBLIC_ACCOUNT = "accounts/fireworks"  # base models and training shapes that every account may read
 ROLES = ("admin", "user", "contributor", "inference-user")
+CUSTOM = "custom"  # the fifth: a permission preset says what it may
 
 _ADMIN_ONLY = frozenset({
     "Gateway_CreateUser", "Gateway_UpdateUser", "Gateway_ListAuditLogs", "Gateway_UpdateQuota",
@@ -33,13 +35,17 @@ _READS = frozenset({
 
 @dataclass(frozen=True)
 class Principal:
-    """account: full name, accounts/{id}. user: id. key_id: of the API key that was shown, "" without one."""
+    """account: full name, accounts/{id}. user: id. key_id: of the API key that was shown, "" without one.
+
+    preset: of a user of role `custom`, the name of the permission preset; "" permits nothing.
+    """
 
     account: str
     user: str
     role: str
     email: str = ""
     key_id: str = ""
+    preset: str = ""
 
 
 OWNER = Principal(LOCAL_ACCOUNT, "local", "admin", email="local@localhost")
@@ -73,6 +79,10 @@ def inference(operation: Operation) -> bool:
 
 def check(principal: Principal, operation: Operation, params: Mapping[str, str]) -> None:
     """Raise PERMISSION_DENIED when the role may not do the operation at all."""
+    if principal.role == CUSTOM:
+        if operation.id not in PRESETS.get(principal.preset, ()):
+            raise _denied(principal, operation, f"the permission preset {principal.preset!r} does not permit it")
+        return
     if principal.role == "admin" or inference(operation):
         return
     if "/apiKeys" in operation.path and params.get("user_id") != principal.user:

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import trainer
-from trainer.gateway import audit, idempotency, limits
+from trainer.gateway import audit, coverage, idempotency, limits, unhonoured, unknown
 from trainer.gateway import principal as roles
 from trainer.gateway.access import Access, Keys, Open, check_names, is_loopback
 from trainer.gateway.connections import HEAD_BYTES, Connection
@@ -41,14 +41,15 @@ from trainer.gateway.contract import Match, Operation
 from trainer.gateway.edge import Edge, not_routed, note
 from trainer.gateway.errors import GatewayError, invalid, not_found
 from trainer.gateway.file_routes import FileRoutes
-from trainer.gateway.found import SERVER_FILE, running_server
+from trainer.gateway.found import SERVER_FILE, SERVER_LOCK, running_server
 from trainer.gateway.gateway import Call, Gateway, GatewayOptions, Upload
 from trainer.gateway.keys import Verifier, any_key
+from trainer.gateway.listing import masked
 from trainer.gateway.metrics import CONTENT_TYPE, Metrics
 from trainer.gateway.principal import PUBLIC_ACCOUNT, Principal
 from trainer.gateway.resources import accounts, models
-from trainer.gateway.resources.table import OPERATIONS
-from trainer.gateway.standard import Handler
+from trainer.gateway.resources.table import OPERATIONS, is_quick
+from trainer.gateway.standard import Handler, answer_mask
 
 _LONG_THREADS = 16  # for verbs, some of which read whole files: they may not take the threads of the others
 _BACKLOG = 1024
@@ -188,7 +189,6 @@ class _Endpoints:
 
     def __init__(self, gateway: Gateway, base_url: str | None, access: Access, metrics: Metrics) -> None:
         self._gateway, self._base_url, self._access, self._metrics = gateway, base_url, access, metrics
-        self._log = audit.Log(gateway.store)
         self._long = anyio.CapacityLimiter(_LONG_THREADS)
 
     async def healthz(self, request: Request) -> Response:
@@ -220,7 +220,7 @@ class _Endpoints:
     async def operation(self, request: Request) -> Response:
         """Any path of the contract."""
         principal = await self._principal(request)
-        path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace")
+        path = (request.scope.get("raw_path") or request.url.path.encode()).decode("ascii", "replace")
         match = self._gateway.contract.match(request.method, path)
         note(request).operation = match.operation.id
         self._check_account(principal, match)
@@ -229,27 +229,26 @@ class _Endpoints:
         except GatewayError as error:
             if roles.changes(match.operation):  # what was tried is in the log too
                 await run_in_threadpool(
-                    audit.record, self._log, principal, match.operation, params=match.params, body={},
+                    audit.record, self._gateway.store, principal, match.operation, params=match.params, body={},
                     resource=_resource(path), origin=_origin(request), error=error,
                 )  # fmt: skip
             raise
         handler = OPERATIONS.get(match.operation.id)
         if handler is None:
             raise GatewayError(
-                "UNIMPLEMENTED", f"{match.operation.id} is in the contract, but this gateway does not implement it",
-                metadata={"operation": match.operation.id},
+                "UNIMPLEMENTED", f"{match.operation.id} is in the contract, but this gateway does not implement it: "
+                f"{coverage.why_refused(match.operation)}", metadata={"operation": match.operation.id},
             )  # fmt: skip
         call = await self._call(request, match, principal)
         wanted = idempotency.wish(match.operation, call.query, request.headers)
         limiter = self._long if ":" in match.operation.path else None
         try:
-            content, replayed = await anyio.to_thread.run_sync(
+            content, headers = await anyio.to_thread.run_sync(
                 self._answered, call, handler, wanted, _origin(request), path, limiter=limiter
             )
         finally:
             if call.upload is not None:
                 call.upload.stream.close()
-        headers = {"idempotent-replayed": "true"} if replayed else None
         return Response(content, media_type="application/json", headers=headers)
 
     async def _principal(self, request: Request) -> Principal:
@@ -272,30 +271,35 @@ class _Endpoints:
 
     def _answered(
         self, call: Call, handler: Handler, wanted: idempotency.Wish | None, origin: audit.Origin, path: str
-    ) -> tuple[bytes, bool]:
-        """The answer's JSON, and whether it is a kept one; a change is in the audit log before it is answered."""
+    ) -> tuple[bytes, dict[str, str]]:
+        """The answer's JSON, and its headers; a change is in the audit log before it is answered."""
+        replayed, changes = False, roles.changes(call.operation)
         with roles.acting(call.principal):
             self._check_owner(call, path)
-            error, answer, replayed = None, None, False
             try:
-                if wanted is None:
-                    answer = self._encoded(call, handler)
-                else:
-                    answer, replayed = idempotency.answered(call, wanted, lambda call: self._encoded(call, handler))
-            except GatewayError as found:
-                error = found
+                with self._gateway.store.transaction() if changes and is_quick(call) else nullcontext():
+                    if wanted is None:
+                        answer = self._encoded(call, handler)
+                    else:
+                        answer, replayed = idempotency.answered(call, wanted, lambda call: self._encoded(call, handler))
+                    if changes and not replayed:
+                        self._record(call, answer, None, origin=origin, path=path)
+            except Exception as found:
+                error = found if isinstance(found, GatewayError) else GatewayError("INTERNAL", "an unexpected error")
+                if changes:
+                    self._record(call, None, error, origin=origin, path=path)
                 raise
-            except Exception:
-                error = GatewayError("INTERNAL", "an unexpected error")
-                raise
-            finally:
-                if roles.changes(call.operation) and not replayed:
-                    self._record(call, answer, error, origin=origin, path=path)
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), replayed
+            found = unknown.paths(call)
+            if changes and not replayed:
+                unknown.note(call, _concerned(call, answer, path), found)
+        headers = unknown.header(found) | ({"idempotent-replayed": "true"} if replayed else {})
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), headers
 
     def _encoded(self, call: Call, handler: Handler) -> Any:
-        answer = handler(call)
-        response = call.operation.response
+        mask = answer_mask(call)
+        answer, response = handler(call), call.operation.response
+        if mask:
+            answer = masked(answer, mask)
         return answer if response is None else self._gateway.contract.emit(response, answer)
 
     def _check_owner(self, call: Call, path: str) -> None:
@@ -306,17 +310,16 @@ class _Endpoints:
             roles.check_owner(call.principal, call.operation, found.private.get("owner"))
 
     def _record(self, call: Call, answer: Any, error: GatewayError | None, *, origin: audit.Origin, path: str) -> None:
-        made = answer.get("name") if isinstance(answer, dict) and idempotency.is_create(call.operation) else None
         audit.record(
-            self._log, call.principal, call.operation, params=call.params, body=call.body,
-            resource=made if isinstance(made, str) else _resource(path), origin=origin, error=error,
+            self._gateway.store, call.principal, call.operation, params=call.params, body=call.body,
+            resource=_concerned(call, answer, path), origin=origin, error=error,
         )  # fmt: skip
 
     async def _call(self, request: Request, match: Match, principal: Principal) -> Call:
         contract, operation = self._gateway.contract, match.operation
         query = contract.query(operation, request.query_params.multi_items())
         body: dict[str, Any] = {}
-        unknown: list[str] = []
+        strange: list[str] = []
         upload = None
         if operation.body_type == "multipart/form-data":
             upload = await _multipart(request)
@@ -324,15 +327,18 @@ class _Endpoints:
             read = contract.read(
                 operation.body, await _json_body(request, operation), partial=request.method == "PATCH"
             )
-            body, unknown = read.value, read.unknown
+            body, strange = read.value, read.unknown
+            if not self._gateway.contract.schema(operation.body).get("properties"):  # a verb that takes nothing
+                strange = list(body)
             if operation.id not in _NAMED_BY_BODY:
                 body.pop("name", None)
         if self._access.needs_keys and not operation.id.startswith("Trainer_Report"):  # a report's names are not ours
             check_names(principal, [body, query.value])
+        unhonoured.check(principal, operation, query.value, body)
         return Call(
-            gateway=self._gateway, operation=operation, params=match.params, query=query.value, body=body,
-            base_url=self._base_url or f"{request.url.scheme}://{request.url.netloc}", unknown=unknown + query.unknown,
-            upload=upload, principal=principal,
+            gateway=self._gateway, operation=operation, params=match.params, query=unknown.Query(query.value),
+            body=body, base_url=self._base_url or f"{request.url.scheme}://{request.url.netloc}",
+            unknown=[*strange, *(f"?{name}" for name in query.unknown)], upload=upload, principal=principal,
         )  # fmt: skip
 
 
@@ -372,6 +378,12 @@ def _resource(path: str) -> str:
     return (head if colon and "/" not in verb else path).removeprefix("/v1/")
 
 
+def _concerned(call: Call, answer: Any, path: str) -> str:
+    """The name that was created, or that the path speaks of."""
+    made = answer.get("name") if isinstance(answer, dict) and idempotency.is_create(call.operation) else None
+    return made if isinstance(made, str) else _resource(path)
+
+
 def _trouble(gateway: Gateway) -> str:
     """What stands in the way of answering; "" when nothing does."""
     try:
@@ -394,7 +406,7 @@ def _must_have_keys(gateway: Gateway, host: str) -> None:
 
 @contextmanager
 def _only_server(folder: Path) -> Iterator[None]:
-    with (folder / "server.lock").open("w") as lock:
+    with (folder / SERVER_LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

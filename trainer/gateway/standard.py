@@ -68,6 +68,21 @@ def read_mask(call: Call, schema: str) -> str:
     return mask
 
 
+def answer_mask(call: Call) -> str:
+    """The mask of a verb's whole answer: a readMask in its query or its body; "" for none, and for lists of records.
+
+    Lists and reads of records see to theirs themselves. Raises INVALID_ARGUMENT for one with what is no field.
+    """
+    operation = call.operation
+    if not operation.path.rsplit("/", 1)[-1].count(":"):
+        return ""
+    fields = call.gateway.contract.schema(operation.body).get("properties", {}) if operation.body else {}
+    mask = call.query.get("readMask", "") if "readMask" in operation.query else ""
+    mask = mask or (call.body.get("readMask", "") if "readMask" in fields else "")
+    checked_mask(call.gateway.contract, operation.response or {}, mask, what="readMask")
+    return mask
+
+
 def new_resource(family: Family, call: Call, *, given_id: str | None, what: str, body: dict[str, Any]) -> Resource:
     """A record to insert, with the client's id (validated, `what` names it) or one made here; the caller owns it."""
     bare = checked_id(given_id, what=what) if given_id else secrets.token_hex(8)
@@ -107,13 +122,13 @@ def patch(family: Family) -> Handler:
     def handle(call: Call) -> dict[str, Any]:
         with call.gateway.store.transaction() as transaction:
             old = transaction.get(family.name(call))
-            changes = _changes(family, call, old)
-            touched = sorted(key for key in family.immutable & set(changes) if changes[key] != old.body.get(key))
+            wanted = changes(family, call, old)
+            touched = sorted(key for key in family.immutable & set(wanted) if wanted[key] != old.body.get(key))
             if touched:
                 raise invalid(
                     f"{touched[0]}: cannot be changed once created; create another resource", field=touched[0]
                 )
-            new = transaction.save(old.changed(changes))
+            new = transaction.save(old.changed(wanted))
         return family.answer(call, new)
 
     return handle
@@ -139,7 +154,8 @@ def writable(call: Call, schema: str) -> dict[str, bool]:
     return {name: not call.gateway.contract.schema(item).get("readOnly") for name, item in properties.items()}
 
 
-def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
+def changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
+    """What a patch makes of the record's fields; None removes one. Raises INVALID_ARGUMENT for a mask that is none."""
     mask = [part.strip() for part in call.query.get("updateMask", "").split(",") if part.strip()]
     if not mask:
         return call.body
@@ -147,7 +163,7 @@ def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
     if mask == ["*"]:
         kept = {key: None for key in old.body if fields.get(key, True)}
         return {**kept, **call.body}
-    changes: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     checked_mask(call.gateway.contract, family.schema, ",".join(mask), what="updateMask")
     for path in mask:
         parts = [to_camel(part) for part in path.split(".")]
@@ -157,11 +173,11 @@ def _changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
                 f"updateMask: {path!r} is not a field that can be written; those are {allowed}", field="updateMask"
             )
         if len(parts) == 1:
-            changes[parts[0]] = call.body.get(parts[0])
+            found[parts[0]] = call.body.get(parts[0])
         else:
-            inner = changes.setdefault(parts[0], dict(old.body.get(parts[0], {})))
+            inner = found.setdefault(parts[0], dict(old.body.get(parts[0], {})))
             _assign(inner, parts[1:], call.body.get(parts[0], {}))
-    return changes
+    return found
 
 
 def _assign(target: dict[str, Any], parts: list[str], source: Any) -> None:

@@ -25,7 +25,13 @@ from trainer.gateway.errors import GatewayError, not_found
 from trainer.gateway.schema import counts, resources
 
 _COLUMNS = tuple(column for column in resources.c if column.name != "state")  # a Resource's fields
-_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# Built once: it is what most writing requests end in. rowcount is 0 where the name is taken.
+_INSERT: dict[str, Any] = {
+    name: insert(resources)
+    .on_conflict_do_nothing(index_elements=[resources.c.name])
+    .execution_options(preserve_rowcount=True)
+    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+}
 
 
 @dataclass(frozen=True)
@@ -157,9 +163,7 @@ class Transaction:
         """Add a record with its times set. Raises ALREADY_EXISTS."""
         time = now()
         new = replace(resource, create_time=resource.create_time or time, update_time=time, revision=1)
-        added = _INSERT[self._connection.dialect.name](resources).values(**vars(new))
-        guarded = added.on_conflict_do_nothing(index_elements=[resources.c.name])
-        done = self._connection.execute(guarded.execution_options(preserve_rowcount=True))
+        done = self._connection.execute(_INSERT[self._connection.dialect.name], vars(new))
         if done.rowcount != 1:
             raise GatewayError(
                 "ALREADY_EXISTS", f"{new.name} already exists; choose another id, or delete it first",
@@ -176,11 +180,18 @@ class Transaction:
             .values(**vars(new))
         )
         if done.rowcount != 1:
-            raise GatewayError(
-                "ABORTED", f"{resource.name} was changed by someone else meanwhile; read it again and repeat",
-                metadata={"name": resource.name}, retry=False,
-            )  # fmt: skip
+            raise _changed_meanwhile(resource.name)
         return new
+
+    def amend(self, resource: Resource) -> None:
+        """Store a changed private part: nothing that is shown, so the time of the last change stays. Raises as `save`.
+
+        Whoever has read the record before must read it again, as after any change.
+        """
+        mine = (resources.c.name == resource.name, resources.c.revision == resource.revision)
+        new = {"private": resource.private, "revision": resource.revision + 1}
+        if self._connection.execute(resources.update().where(*mine).values(**new)).rowcount != 1:
+            raise _changed_meanwhile(resource.name)
 
     def delete(self, name: str) -> None:
         """Remove the record `name` and those below it."""
@@ -228,6 +239,13 @@ def body_value(path: Sequence[str]) -> Any:
     `state` has a column with an index: `resources.c.state`.
     """
     return resources.c.body[tuple(path)] if len(path) > 1 else resources.c.body[path[0]]
+
+
+def _changed_meanwhile(name: str) -> GatewayError:
+    return GatewayError(
+        "ABORTED", f"{name} was changed by someone else meanwhile; read it again and repeat", metadata={"name": name},
+        retry=False,
+    )  # fmt: skip
 
 
 def _below(table: sa.Table, parent: str | None) -> list[sa.ColumnElement[bool]]:

@@ -51,7 +51,7 @@ idempotency = sa.Table(
     "idempotency",
     metadata,
     sa.Column("key", Text, primary_key=True),
-    sa.Column("request", Text, nullable=False),  # digest of what was asked
+    sa.Column("request", Text, nullable=False),  # digest of what was asked; and, where counted, how often again
     sa.Column("answer", sa.JSON, nullable=False),
     sa.Column("resource", Text, nullable=False),
     sa.Column("time", sa.Float, nullable=False),  # seconds since 1970

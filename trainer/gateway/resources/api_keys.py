@@ -40,6 +40,16 @@ def list_all(call: Call) -> dict[str, Any]:
     )
 
 
+def get(call: Call) -> dict[str, Any]:
+    """GET of one key: `.../apiKeys/{key_id}`, or the contract's own path, which lacks a place for `keyId`, with it as a
+    query parameter."""
+    user = users.FAMILY.load(call)
+    key_id = call.params.get("key_id") or call.query.get("keyId")
+    if not key_id:
+        raise invalid("keyId: add ?keyId=ID, or ask for .../apiKeys/ID", field="keyId")
+    return _shown(keys.key_of(call.gateway.store, call.parent(), user.id, key_id), user)
+
+
 def delete(call: Call) -> dict[str, Any]:
     """POST :delete {"keyId": "..."}: the key is dead with the next request."""
     user = users.FAMILY.load(call)

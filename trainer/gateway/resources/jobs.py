@@ -16,14 +16,15 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainer.gateway import base_models, contract, job_families, jobstate, standard, weights
+from trainer.gateway import base_models, contract, external_inputs, job_families, jobstate, standard, weights
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.job_families import FAMILIES, OURS, Input, JobFamily, value_at, with_value, without_empty
 from trainer.gateway.job_secrets import sealed
+from trainer.gateway.resources import external_rows
 from trainer.gateway.standard import Family, Handler, new_resource
 from trainer.gateway.store import Resource, resources
-from trainer.jobs import JOB_KINDS, Job, JobState
+from trainer.jobs import JOB_KINDS, AwsS3Config, AzureBlobStorageConfig, BucketAccess, Job, JobState
 
 METRICS, LOG = "metrics.jsonl", "trainer.log"
 TOMBSTONE_DAYS = 30  # how long a deleted trainer can still be read and promoted from
@@ -35,11 +36,15 @@ _UPLOAD = "create and upload it first (POST .../datasets, then :upload)"
 
 @dataclass(frozen=True)
 class Request:
-    """A checked create: the typed job (None for a kind without a model), its body as stored, and what is not shown."""
+    """A checked create: the typed job (None for a kind without a model), its body as stored, and what is not shown.
+
+    elsewhere: as `external_inputs.resolved` gives it.
+    """
 
     job: Job | None
     body: dict[str, Any]
     secrets: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def family(collection: str) -> Family:
@@ -75,7 +80,7 @@ def create(collection: str, *, prices: Callable[[Gateway, Request], dict[str, An
         request = read(call.gateway, kind, call.body, parent=parent)
         new = new_resource(records, call, given_id=call.query.get(what), what=what, body=request.body)
         body = {**request.body, **begun(call)}
-        if prices is not None:
+        if prices is not None and "dataset" not in request.elsewhere:
             body["estimatedCost"] = prices(call.gateway, request)
         output = ""
         if kind.output:
@@ -88,7 +93,8 @@ def create(collection: str, *, prices: Callable[[Gateway, Request], dict[str, An
                     "ALREADY_EXISTS", f"outputModel: {output} already exists; choose another, or delete it first",
                     metadata={"field": "outputModel", "name": output}, retry=False,
                 )  # fmt: skip
-            new = transaction.insert(new.changed(body, {"secrets": sealed(call.gateway, new.name, request.secrets)}))
+            hidden = {"secrets": sealed(call.gateway, new.name, request.secrets), "elsewhere": request.elsewhere}
+            new = transaction.insert(new.changed(body, hidden))
         return records.answer(call, new)
 
     return handle
@@ -143,14 +149,21 @@ def load(call: Call, collection: str) -> Resource:
 
 
 def delete(collection: str) -> Handler:
-    """DELETE: a running job is stopped first (DELETING until then); its run folder stays."""
+    """DELETE: a running job is stopped first (DELETING until then); its run folder stays.
+
+    Where the gateway is set to cancel trainers instead, one that has not ended is cancelled, and can be resumed.
+    """
     kind, records = FAMILIES[collection], family(collection)
 
     def handle(call: Call) -> dict[str, Any]:
         load(call, collection)
         with call.gateway.store.transaction() as transaction:
             job = transaction.get(records.name(call))
-            if jobstate.state_of(job) is JobState.DELETED:
+            if (state := jobstate.state_of(job)) is JobState.DELETED:
+                return {}
+            if kind.tombstone and call.gateway.options.trainer_delete_state == "cancelled":
+                if not state.terminal and state is not JobState.DELETING:
+                    transaction.save(jobstate.cancelled(job))
                 return {}
             if jobstate.is_active(job):
                 transaction.save(jobstate.moved(job, JobState.DELETING, "the worker is being stopped"))
@@ -249,13 +262,15 @@ def read(gateway: Gateway, kind: JobFamily, body: dict[str, Any], *, parent: str
     """
     body = {key: value for key, value in body.items() if key != "metricsFileSignedUrl"}
     job = None
-    if kind.kind in JOB_KINDS:
-        try:
-            known = without_empty(gateway.contract.known(kind.schema, body))
+    known = without_empty(gateway.contract.known(kind.schema, body))
+    try:
+        if kind.kind in JOB_KINDS:
             job = JOB_KINDS[kind.kind].model.model_validate(known)
-        except ValidationError as error:
-            raise readable(error) from error
-    secrets = {}
+        else:
+            BucketAccess.model_validate({key: value for key, value in known.items() if key in _BUCKETS})
+    except ValidationError as error:
+        raise readable(error) from error
+    secrets, elsewhere = {}, {}
     if wandb := body.get("wandbConfig"):
         if wandb.get("apiKey"):
             secrets["WANDB_API_KEY"] = wandb["apiKey"]
@@ -264,7 +279,8 @@ def read(gateway: Gateway, kind: JobFamily, body: dict[str, Any], *, parent: str
         for one in kind.inputs:
             if value := value_at(body, one.path):
                 body = with_value(body, one.path, _resolved(gateway, kind, one, value, parent=parent))
-    return Request(job, body, secrets)
+        body, elsewhere = external_inputs.resolved(gateway, kind, body, parent=parent)
+    return Request(job, body, secrets, elsewhere)
 
 
 def readable(error: ValidationError) -> GatewayError:
@@ -279,7 +295,9 @@ def readable(error: ValidationError) -> GatewayError:
     return invalid("; ".join(lines), field=first)
 
 
-_FIELDS = {name for kind in JOB_KINDS.values() for name in kind.model.model_fields}
+_MODELS = (*(kind.model for kind in JOB_KINDS.values()), AwsS3Config, AzureBlobStorageConfig)
+_FIELDS = {name for model in _MODELS for name in model.model_fields}
+_BUCKETS = {to_camel(name) for name in BucketAccess.model_fields}
 
 
 def _resolved(gateway: Gateway, kind: JobFamily, one: Input, value: str, *, parent: str) -> str:
@@ -304,6 +322,15 @@ def _resolved(gateway: Gateway, kind: JobFamily, one: Input, value: str, *, pare
 
 
 def _check_rows(one: Input, found: Resource) -> None:
+    if found.body.get("state") != "READY" and external_rows.lie_elsewhere(found):
+        declared = found.body.get("format", "FORMAT_UNSPECIFIED")  # what it holds is known when it has been fetched
+        holds = {"CHAT", "RL"} if declared == "CHAT" else {declared}
+        if declared != "FORMAT_UNSPECIFIED" and not holds & one.rows:
+            raise invalid(
+                f"{one.path}: {found.name} was declared {declared}; this job takes {' or '.join(sorted(one.rows))}",
+                field=one.path,
+            )
+        return
     if found.body.get("state") != "READY":
         raise precondition(
             f"{one.path}: {found.name} is in state {found.body.get('state')}, not READY; "

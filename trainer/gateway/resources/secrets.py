@@ -9,6 +9,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from trainer.gateway import standard
 from trainer.gateway.errors import invalid, not_found
 from trainer.gateway.gateway import Call, Gateway, full_name
@@ -49,14 +51,15 @@ _listed = standard.list_all(FAMILY)
 
 def update(call: Call) -> dict[str, Any]:
     """PATCH of the value, or of the key name."""
-    mask = {part.strip() for part in call.query.get("updateMask", "").split(",") if part.strip()}
-    wanted = {key: value for key, value in call.body.items() if not mask or "*" in mask or key in mask}
-    if "keyName" in call.body and "key_name" in mask:
-        wanted["keyName"] = call.body["keyName"]
+    mask = {to_camel(part.strip()) for part in call.query.get("updateMask", "").split(",") if part.strip()}
+    if foreign := mask - {"keyName", "value", "*"}:
+        what = sorted(foreign)[0][:80]
+        raise invalid(f"updateMask: {what!r}; what can be written is keyName, value", field="updateMask")
+    wanted = {key: call.body.get(key) for key in ("keyName", "value") if key in (mask - {"*"} or call.body)}
     with call.gateway.store.transaction() as transaction:
         secret = transaction.get(FAMILY.name(call))
         if "keyName" in wanted:
-            secret = secret.changed({"keyName": _key_name(wanted["keyName"])})
+            secret = secret.changed({"keyName": _key_name(wanted["keyName"] or "")})
         if "value" in wanted:
             secret = _with_value(call.gateway, secret, _value(wanted["value"]))
         return FAMILY.answer(call, transaction.save(secret))

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.gateway import base_models, job_families
 from trainer.gateway.dataset_rows import BYTES_PER_TOKEN
-from trainer.gateway.errors import not_found
+from trainer.gateway.errors import not_found, precondition
 from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.resources import jobs
 from trainer.jobs import DEFAULT_EPOCHS, JOB_KINDS
@@ -34,6 +34,11 @@ def cost(gateway: Gateway, request: jobs.Request) -> dict[str, Any]:
     found = gateway.store.find(name)
     if found is None:
         raise not_found(name)
+    if "dataset" in request.elsewhere:
+        raise precondition(
+            f"dataset: what {name} costs is known once its rows have been read, and they lie at its externalUrl",
+            name=name,
+        )
     size = sum(entry["size"] for entry in found.private.get("files", {}).values())
     tokens = int(found.body.get("estimatedTokenCount") or size // BYTES_PER_TOKEN)
     prices = read_prices()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.gateway import standard
+from trainer.gateway.gateway import Call
 from trainer.gateway.job_families import FAMILIES
 from trainer.gateway.resources import (
     accounts,
@@ -144,6 +145,8 @@ OPERATIONS: dict[str, Handler] = {
     "Gateway_UpdateUser": users.update,
     "Gateway_ListApiKeys": api_keys.list_all,
     "Gateway_CreateApiKey": api_keys.create,
+    "Gateway_GetApiKey": api_keys.get,
+    "Trainer_GetApiKey": api_keys.get,
     "Gateway_DeleteApiKey": api_keys.delete,
     "Gateway_ListQuotas": quotas.list_all,
     "Gateway_GetQuota": quotas.get,
@@ -162,3 +165,18 @@ OPERATIONS: dict[str, Handler] = {
     "Trainer_DeleteOperation": operations.delete,
     "Trainer_CancelOperation": operations.cancel,
 }
+# Those that only write records, and at once: done in one transaction with their line in the audit log.
+QUICK = frozenset({
+    "Gateway_CreateDataset", "Gateway_UpdateDataset", "Gateway_CreateModel", "Gateway_UpdateModel",
+    "Gateway_CreateModelVersion", "Gateway_CreateSupervisedFineTuningJob", "Gateway_CreateDpoJob",
+    "Gateway_CreateReinforcementFineTuningJob", "Gateway_UpdateReinforcementFineTuningJob",
+    "Gateway_CreateRlorTrainerJob", "Gateway_CreateTrainingSessionJob", "Gateway_CreateTrainingSession",
+    "Gateway_CreateBatchInferenceJob", "Gateway_CreateTrainingShape", "Gateway_UpdateTrainingShape",
+    "Gateway_UpdateTrainingShapeVersion", "Gateway_CreateEvaluation", "Gateway_CreateSecret", "Gateway_UpdateSecret",
+    "Gateway_CreateUser", "Gateway_UpdateUser", "Gateway_CreateApiKey", "Gateway_DeleteApiKey", "Gateway_UpdateQuota",
+})  # fmt: skip
+
+
+def is_quick(call: Call) -> bool:
+    """True for a call that is done in one short transaction; what copies rows is none."""
+    return call.operation.id in QUICK and not call.body.get("sourceDatasetId")

@@ -19,7 +19,7 @@ from trainer.gateway.filter_json import meets
 from trainer.gateway.filters import Node, Not, Restriction, parse
 from trainer.gateway.gateway import Call, full_name
 from trainer.gateway.resources import in_memory
-from trainer.gateway.standard import Family, list_all, new_resource, shown
+from trainer.gateway.standard import Family, changes, list_all, new_resource, shown
 from trainer.gateway.store import Resource, Transaction, resources
 
 FAMILY = Family(collection="trainingShapes", schema="gatewayTrainingShape", param="training_shape_id")
@@ -66,9 +66,8 @@ def update(call: Call) -> dict[str, Any]:
     """PATCH of a shape: a new version."""
     with call.gateway.store.transaction() as transaction:
         old = transaction.get(FAMILY.name(call))
-        mask = [part for part in call.query.get("updateMask", "").split(",") if part]
-        changes = {key: value for key, value in call.body.items() if not mask or key in mask or _snake(key) in mask}
-        body = _checked(call, {key: old.body[key] for key in old.body if key not in _OUTPUT} | changes)
+        kept = {key: value for key, value in old.body.items() if key not in _OUTPUT} | changes(FAMILY, call, old)
+        body = _checked(call, {key: value for key, value in kept.items() if value is not None})
         new = transaction.save(replace(old, body=body))
         if body != old.body:
             number = max(int(version.id[1:]) for version in _own_versions(transaction, old.name)) + 1
@@ -111,8 +110,7 @@ def update_version(call: Call) -> dict[str, Any]:
     name = FAMILY.name(call)
     with call.gateway.store.transaction() as transaction:
         found = _own_version(call, name, call.params["version_id"])
-        given = {key: value for key, value in call.body.items() if key in ("validated", "public")}
-        transaction.save(found.changed(given))
+        transaction.save(found.changed(changes(VERSIONS, call, found)))
         versions = _own_versions(transaction, name)
         validated = [version for version in versions if version.body.get("validated")]
         for version in versions:
@@ -138,6 +136,8 @@ def _load(call: Call) -> dict[str, Any]:
 
 
 def _checked(call: Call, given: dict[str, Any]) -> dict[str, Any]:
+    if not given.get("baseModel"):
+        raise invalid("baseModel: required, and missing", field="baseModel")
     name = full_name(given["baseModel"], collection="models", what="baseModel")
     base = base_models.body_of(call.gateway, name, parent=call.parent())
     if base is None:
@@ -251,7 +251,7 @@ def _synthetic_page(call: Call, versions: list[dict[str, Any]]) -> dict[str, Any
     fit = [version for version in versions if tree is None or meets(version, tree)]
     return in_memory.page(
         fit, call, schema=VERSIONS.schema, key=lambda version: version["name"], name=VERSIONS.collection,
-        without=("filter", "orderBy"),
+        without=("filter",),
     )  # fmt: skip
 
 
@@ -260,7 +260,3 @@ def _check_fields(call: Call, node: Node) -> None:
         _check_fields(call, part)
     if isinstance(node, Restriction) and call.gateway.contract.field(VERSIONS.schema, node.shown) is None:
         raise invalid(f"filter: {node.shown[:80]!r} is not a field of a version", field="filter")
-
-
-def _snake(text: str) -> str:
-    return re.sub(r"([A-Z])", lambda match: f"_{match[1].lower()}", text)

@@ -1,5 +1,7 @@
 """users: who may use an account, and in which role. A role goes with all of the user's keys, from the next request on.
 
+Role `custom` goes with a `permissionPreset` (`trainer.gateway.permission_presets`), which the other roles do not have.
+
 An account has at least one user, the one who set it up; there is no deletion in the contract, so whoever is to stay out
 loses the keys.
 """
@@ -9,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.gateway import keys
-from trainer.gateway.errors import GatewayError, invalid
+from trainer.gateway.errors import invalid
 from trainer.gateway.gateway import Call, Gateway
-from trainer.gateway.principal import OWNER, ROLES
+from trainer.gateway.permission_presets import PRESETS
+from trainer.gateway.principal import CUSTOM, OWNER, ROLES
 from trainer.gateway.standard import Family, new_resource, patch
 from trainer.gateway.store import Resource
 
@@ -36,7 +39,7 @@ def create(call: Call) -> dict[str, Any]:
     """POST of a user; the id comes in the query."""
     parent = call.parent()
     _check(call.body)
-    body = {**call.body, **_state()}
+    body = {key: value for key, value in call.body.items() if key != "permissionPreset" or value} | _state()
     new = new_resource(FAMILY, call, given_id=call.query.get("userId"), what="userId", body=body)
     if "email" not in body:
         new = new.changed({"email": f"{new.id}@{parent.removeprefix('accounts/')}"})
@@ -46,25 +49,34 @@ def create(call: Call) -> dict[str, Any]:
 
 def update(call: Call) -> dict[str, Any]:
     """PATCH of a user; a new role is at once that of the user's keys."""
-    with call.gateway.store.transaction():
-        answer = _patch(call)
-        _check(answer)
-        keys.set_role(call.gateway.store, call.parent(), call.params["user_id"], answer["role"])
-    return answer
+    with call.gateway.store.transaction() as transaction:
+        _patch(call)
+        user = transaction.get(FAMILY.name(call))
+        had = user.body.get("permissionPreset")
+        if had == "" or (had and user.body.get("role") in ROLES and "permissionPreset" not in call.body):
+            user = transaction.save(user.changed({"permissionPreset": None}))
+        _check(user.body)
+        keys.set_role(call.gateway.store, user.parent, user.id, user.body["role"])
+    return FAMILY.answer(call, user)
 
 
 _patch = patch(FAMILY)
 
 
 def _check(body: dict[str, Any]) -> None:
-    role = body.get("role", "")
-    if role == "custom" or body.get("permissionPreset"):
-        raise GatewayError(
-            "UNIMPLEMENTED", f"role 'custom' and permissionPreset are not implemented; choose of {', '.join(ROLES)}",
-            metadata={"field": "role"},
-        )  # fmt: skip
-    if role not in ROLES:
-        raise invalid(f"role: got {role[:80]!r}; expected one of {', '.join(ROLES)}", field="role")
+    role, preset = body.get("role", ""), body.get("permissionPreset", "")
+    if role not in (*ROLES, CUSTOM):
+        raise invalid(f"role: got {role[:80]!r}; expected one of {', '.join((*ROLES, CUSTOM))}", field="role")
+    if role == CUSTOM and preset not in PRESETS:
+        raise invalid(
+            f"permissionPreset: got {preset[:80]!r}; role custom takes one of {', '.join(PRESETS)}",
+            field="permissionPreset",
+        )
+    if role != CUSTOM and preset:
+        raise invalid(
+            f"permissionPreset: goes with role custom only, and the role is {role}; leave it out, or set that role",
+            field="permissionPreset",
+        )
     if len(body.get("displayName", "")) > 63:
         raise invalid("displayName: longer than 63 characters", field="displayName")
     if len(body.get("email", "")) > _LONGEST_EMAIL:
