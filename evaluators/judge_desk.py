@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from evaluators.broker import SecretRefused
 from evaluators.judge_client import Budget, JudgeClient, JudgeError, Spending
 from evaluators.protocol import Program
 from evaluators.sandbox.wire import REPLY_BYTES
@@ -50,7 +51,7 @@ class JudgeDesk:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, question: bytes, key: tuple[str, ...]) -> tuple[bytes, bool]:
-        """As `Desk` has it. Refusals: a malformed question, a spent budget, a judge that is away."""
+        """As `Desk` has it. Refusals: a malformed question, a spent budget, a judge that is away, no key."""
         with self._lock:
             text = self._kept.get(key)
         try:
@@ -60,7 +61,7 @@ class JudgeDesk:
             told = json.dumps({"text": text}).encode() + b"\n"
             if len(told) > REPLY_BYTES:
                 raise BadResult(f"the judge's answer has {len(told):,} bytes; {REPLY_BYTES:,} are passed on")
-        except (JudgeError, BadResult) as error:
+        except (JudgeError, BadResult, SecretRefused) as error:
             return refusal(self.redact(str(error))), False
         return told, True
 
@@ -83,12 +84,14 @@ class JudgeDesk:
                 self._kept.popitem(last=False)
 
 
-def configured(environment: Mapping[str, str], secret: Callable[[str], str]) -> JudgeDesk | None:
+def configured(
+    environment: Mapping[str, str], secret: Callable[[str], str], *, redact: Callable[[str], str] = str
+) -> JudgeDesk | None:
     """The desk that an operator's settings describe; None where they name no judge. Raises `ValueError`.
 
     TRAINER_JUDGE_URL and TRAINER_JUDGE_MODEL say which; TRAINER_JUDGE_SECRET names its key, which `secret` gives when a
     question leaves (without one none is sent); TRAINER_JUDGE_REQUESTS and TRAINER_JUDGE_TOKENS are the budget of all
-    questions, TRAINER_JUDGE_CALLS what a row may ask.
+    questions, TRAINER_JUDGE_CALLS what a row may ask. redact: as the desk has it.
     """
     url, model = environment.get("TRAINER_JUDGE_URL", ""), environment.get("TRAINER_JUDGE_MODEL", "")
     if not url or not model:
@@ -100,7 +103,7 @@ def configured(environment: Mapping[str, str], secret: Callable[[str], str]) -> 
         _whole(environment, "TRAINER_JUDGE_TOKENS", usual.tokens),
     )
     client = JudgeClient(url, model, lambda: secret(name) if name else "", Spending(budget))
-    return JudgeDesk(client, _whole(environment, "TRAINER_JUDGE_CALLS", JudgeDesk.calls_each))
+    return JudgeDesk(client, _whole(environment, "TRAINER_JUDGE_CALLS", JudgeDesk.calls_each), redact)
 
 
 @dataclass

@@ -28,6 +28,12 @@ class SandboxRunner:
             self._opened = Sandbox(self._tier, self._workers, self._allow_none)
         return self._opened
 
+    def asking(self, desk: Desk | None) -> SandboxRunner:
+        """Another over the same sandbox, whose evaluators ask `desk`; whoever made the sandbox closes it."""
+        other = SandboxRunner(self._tier, workers=self._workers, allow_none=self._allow_none, desk=desk)
+        other._opened = self.sandbox
+        return other
+
     def evaluate(
         self,
         program: Program,

@@ -40,6 +40,7 @@ MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384, "mps": 4096}
 FUSED_TOKENS = 4096
 FUSED_KINDS = {"llama", "qwen2", "qwen3"}
 MAX_TILE_ELEMENTS = 2**25
+CACHED_ELEMENTS, LEAST_CACHED = 2**22, 128
 
 _WORKER_HELD = 250 * MIB  # by a worker with torch that has read its rows
 _STILL_TO_LOAD = 100 * MIB  # peft and the engine's modules, which a worker has not imported when it estimates
@@ -334,11 +335,11 @@ def memory_of(
     layer = layer_bytes(spec, shapes, tokens, device=machine.device)
     activations = a.layers * tokens * a.hidden * w + layer if spec.engine.gradient_checkpointing else a.layers * layer
     positions = math.ceil(tokens * load.trained_tokens / load.tokens)
-    head = _head(spec, shapes, positions) + (4 * a.vocabulary * a.hidden if full else 0)
+    head = _head(spec, shapes, positions, device=machine.device) + (4 * a.vocabulary * a.hidden if full else 0)
     held_out = min(load.held_out_tokens, _micro_batch(load.held_out_tokens, load.longest_held_out, most))
     answers = load.questions * (load.longest_prompt + spec.train.sample_max_tokens)
     sampling = 2 * answers * 2 * a.layers * a.key_value * w + load.questions * 8 * a.vocabulary
-    evaluating = _head(spec, shapes, held_out) + held_out * (4 * a.hidden + 2 * a.inner) * w
+    evaluating = _head(spec, shapes, held_out, device=machine.device) + held_out * (4 * a.hidden + 2 * a.inner) * w
     converting = shapes.stored_bytes if shapes.stored_bytes != p * w else 0
     steady = p * w + trainable + optimizer
     plain = not is_fused(spec, shapes, machine.device) or bool(spec.model.lora.dropout)
@@ -487,9 +488,12 @@ def _micro_batch(batch: int, longest: int, most: int) -> int:
     return min(batch, max(longest, most))
 
 
-def _head(spec: RunSpec, shapes: Shapes, positions: int) -> int:
-    tile = max(1, min(spec.engine.head_tile, MAX_TILE_ELEMENTS // shapes.architecture.vocabulary, positions))
-    return 2 * 4 * tile * shapes.architecture.vocabulary
+def _head(spec: RunSpec, shapes: Shapes, positions: int, *, device: str) -> int:
+    vocabulary = shapes.architecture.vocabulary
+    tile = min(spec.engine.head_tile, MAX_TILE_ELEMENTS // vocabulary)
+    if device == "cpu":
+        tile = min(tile, max(LEAST_CACHED, CACHED_ELEMENTS // vocabulary))
+    return 2 * 4 * max(1, min(tile, positions)) * vocabulary
 
 
 def _fits(memory: Memory, found: Estimate) -> bool:

@@ -28,6 +28,7 @@ from trainer.runs import Closed
 EVALUATION_FILE = "evaluation.json"
 GRANTS_VARIABLE = "TRAINER_EVALUATOR_SECRETS"  # the operator's list of the secrets that evaluators may be given
 GRANTED_PREFIX = "TRAINER_GRANTED_"  # of the variables in which a worker gets what an evaluator was granted
+JUDGE_KEY_VARIABLE = "TRAINER_JUDGE_KEY"  # in which a job's worker gets that key; no evaluator does
 # Added by an earlier evaluation: no evaluator sees them, and a row that is scored anew does not keep them.
 SCORED_FIELDS = (
     "evals", "eval_details", "evaluation_result", "eval_status", "eval_message", "eval_seconds", "eval_tier",

@@ -31,8 +31,16 @@ from trainer.data.problem import RowProblem
 from trainer.disk import is_full
 from trainer.evaluation_answers import Answerer
 from trainer.evaluation_rows import Rows
-from trainer.evaluation_run import GRANTED_PREFIX, AnyEvaluator, EvaluationRun, ModelPlace, files_of, open_evaluator
-from trainer.evaluation_sandbox import new_runner
+from trainer.evaluation_run import (
+    GRANTED_PREFIX,
+    JUDGE_KEY_VARIABLE,
+    AnyEvaluator,
+    EvaluationRun,
+    ModelPlace,
+    files_of,
+    open_evaluator,
+)
+from trainer.evaluation_sandbox import judge_of, new_runner
 from trainer.evaluation_scoring import Found, Scoring, Unscorable
 from trainer.jobs import JobState
 from trainer.launch.status import EXIT_DONE, EXIT_PAUSED, EXIT_REFUSED
@@ -61,6 +69,7 @@ class EvaluationWorker:
     ) -> None:
         self.spec, self.folder, self.stop = run, folder, stop
         values = os.environ if environment is None else environment
+        self._judge = judge_of(values, JUDGE_KEY_VARIABLE)
         self._broker = Broker(lambda name: values.get(GRANTED_PREFIX + name), granted=run.evaluator.granted)
         self._events = Events(folder)
         self._told = 0
@@ -68,7 +77,7 @@ class EvaluationWorker:
     def run(self) -> int:
         """Read, score, hand over; every way out is a state in the journal."""
         try:
-            with new_runner() as runner:
+            with self._runner() as runner:
                 return self._run(runner)
         except (Refused, RowProblem) as error:
             self._events.state(JobState.FAILED, str(error), code="INVALID_ARGUMENT")
@@ -94,6 +103,12 @@ class EvaluationWorker:
             return EXIT_CRASH
         finally:
             self._events.close()
+
+    def _runner(self) -> SandboxRunner:
+        try:
+            return new_runner(judge=self._judge)
+        except ValueError as error:
+            raise Refused(f"the gateway's operator has set {error}") from error
 
     def _run(self, runner: SandboxRunner) -> int:
         spec = self.spec

@@ -131,6 +131,7 @@ def line_of(index: int, result: Result, *, redact: Callable[[str], str] = str) -
         "message": result.message, "seconds": round(result.seconds, 6), "tier": result.tier.value,
         "isolation": result.isolation.value, "attempts": result.attempts,
         "stateful": bool(result.details.get("stateful_evaluator")),
+        **({"judge": result.details["judge"]} if "judge" in result.details else {}),
     }  # fmt: skip
     printed = redact(result.stdout)[:_PRINTED]  # in this order: half a secret would not be known as one
     return {"index": index, **struck(found, redact), "printed": printed}
@@ -142,6 +143,7 @@ def result_of(line: Mapping[str, Any]) -> Result:
     return Result(
         Status(line["status"]), score, line["message"], seconds=line["seconds"], tier=Tier(line["tier"]),
         isolation=Isolation(line["isolation"]), attempts=line["attempts"], stdout=line.get("printed", ""),
+        details={"judge": line["judge"]} if "judge" in line else {},
     )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from trainer.data.buckets import BOUNDS
 from trainer.data.datum import Datum, Pair
 from trainer.errors import UsageError
 from trainer.estimate import (
+    CACHED_ELEMENTS,
     FUSED_TOKENS,
+    LEAST_CACHED,
     MAX_TILE_ELEMENTS,
     MICRO_BATCH_TOKENS,
     Workload,
@@ -270,6 +272,7 @@ def test_the_engines_constants_are_the_ones_that_are_counted_with():
     assert local._TOKENS == MICRO_BATCH_TOKENS
     assert local._FUSED_TOKENS == FUSED_TOKENS
     assert head._MAX_TILE_ELEMENTS == MAX_TILE_ELEMENTS
+    assert (head._CACHED_ELEMENTS, head._LEAST_CACHED) == (CACHED_ELEMENTS, LEAST_CACHED)
 
 
 def test_the_tightest_cgroup_is_what_there_is(tmp_path):

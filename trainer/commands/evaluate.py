@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from evaluators.outcomes import Summary, TooManyInvalid, check_invalid_fraction,
 from evaluators.protocol import MAX_INVALID_FRACTION
 from evaluators.rows import Row, has_answer, question
 from evaluators.sandbox import SandboxRefused
+from evaluators.sandboxed import SandboxRunner
 from trainer.charts import number
 from trainer.commands.evaluation_page import PAGE, WORST, Page, write_page
 from trainer.commands.evaluators_named import Named, open_named
@@ -46,7 +48,7 @@ from trainer.errors import UsageError
 from trainer.evaluation_answers import Answerer
 from trainer.evaluation_rows import Rows
 from trainer.evaluation_run import AnswerSettings, ModelPlace
-from trainer.evaluation_sandbox import new_runner
+from trainer.evaluation_sandbox import judge_of, new_runner
 from trainer.evaluation_scoring import Found, Scoring, Unscorable
 from trainer.gateway.errors import GatewayError
 from trainer.runs import home
@@ -80,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     words, settings = _typed(options.words)
     _check_numbers(options)
     answers = _answer_settings(options)
-    with new_runner() as runner:
+    with _runner() as runner:
         try:
             evaluator = open_named(words, settings, runner, gateway=options.gateway)
         except (SandboxRefused, SecretRefused, ValueError) as error:
@@ -96,6 +98,14 @@ def run(options: argparse.Namespace) -> int:
                 scoring.close()
         except (SandboxRefused, SecretRefused, Unscorable, RowProblem) as error:
             raise UsageError(str(error)) from error
+
+
+def _runner() -> SandboxRunner:
+    """A sandbox whose evaluators may ask the judge of this environment; its key stays here."""
+    try:
+        return new_runner(judge=judge_of(os.environ))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _scoring(

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.broker import Broker
+from evaluators.judge_desk import JudgeDesk, configured
 from trainer import scored_rows
 from trainer.evaluation_run import GRANTS_VARIABLE, AnswerSettings, EvaluatorSource, granted_names
+from trainer.evaluation_sandbox import JUDGE_VARIABLE
 from trainer.gateway import dataset_rows, uploads
 from trainer.gateway.errors import GatewayError, precondition
 from trainer.gateway.gateway import Gateway
@@ -43,6 +45,22 @@ def secret_of(gateway: Gateway, parent: str, key_name: str) -> str | None:
         if one.body["keyName"] == key_name:
             return secrets.value_of(gateway, one.name, parent=parent)
     return None
+
+
+def judges_key(gateway: Gateway, parent: str) -> str | None:
+    """The key of the judge that the account's evaluators may ask; None where there is no judge, or no key."""
+    name = os.environ.get(JUDGE_VARIABLE, "")
+    return secret_of(gateway, parent, name) if name else None
+
+
+def desk_of(gateway: Gateway, parent: str) -> JudgeDesk | None:
+    """Who answers what the account's evaluators ask in this process; None where the operator has named no judge."""
+    name = os.environ.get(JUDGE_VARIABLE, "")
+    broker = Broker(lambda key: secret_of(gateway, parent, key), usable=[name] if name else [])
+    try:
+        return configured(os.environ, broker.spend, redact=broker.redact)
+    except ValueError as error:
+        raise precondition(f"the settings of the gateway's judge: {error}") from error
 
 
 def struck(value: Any, values: Sequence[str]) -> Any:

@@ -48,7 +48,8 @@ PLANS: dict[str, Callable[[Gateway, Resource, Capacity], tuple[EvaluationRun, Ne
 def described(gateway: Gateway, job: Resource) -> EvaluationRun:
     """The job's run, made from its record."""
     body = job.body
-    names = sorted(key.removeprefix(GRANTED_PREFIX) for key in job.private.get("secrets", {}))
+    kept = job.private.get("secrets", {})
+    names = sorted(key.removeprefix(GRANTED_PREFIX) for key in kept if key.startswith(GRANTED_PREFIX))
     return EvaluationRun(
         id=job.id, created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         trainer_version=__version__, rows=_rows(gateway, job),

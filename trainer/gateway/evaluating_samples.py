@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.broker import SecretRefused
+from evaluators.judge_desk import Desk
 from evaluators.kinds.base import Evaluator, Runner, failed
 from evaluators.outcomes import counts
 from evaluators.protocol import Result, Status
@@ -72,8 +73,10 @@ def first(rows: list[Row], most: int, *, usual: int) -> list[Row]:
     return rows[: most or usual]
 
 
-def run(gateway: Gateway, opened: Callable[[Runner], Evaluator], rows: list[Row]) -> Sampled:
-    """The rows through the evaluator that `opened` makes in this process's sandbox.
+def run(
+    gateway: Gateway, opened: Callable[[Runner], Evaluator], rows: list[Row], *, desk: Desk | None = None
+) -> Sampled:
+    """The rows through the evaluator that `opened` makes in this process's sandbox. desk: who answers its questions.
 
     Raises INVALID_ARGUMENT for one that cannot be opened, FAILED_PRECONDITION without a sandbox, RESOURCE_EXHAUSTED
     when too many others run.
@@ -82,7 +85,7 @@ def run(gateway: Gateway, opened: Callable[[Runner], Evaluator], rows: list[Row]
         raise GatewayError("RESOURCE_EXHAUSTED", "too many previews run at once; ask again in a while")
     begun = time.monotonic()
     try:
-        results = _scored(opened(gateway.builds.runner), rows)
+        results = _scored(opened(gateway.builds.runner.asking(desk)), rows)
     except (SandboxRefused, SecretRefused) as error:
         raise precondition(str(error)) from error
     except ValueError as error:

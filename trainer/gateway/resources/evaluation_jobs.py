@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from evaluators.scores import reward_weights
-from trainer.evaluation_run import GRANTED_PREFIX
+from trainer.evaluation_run import GRANTED_PREFIX, JUDGE_KEY_VARIABLE
 from trainer.gateway import evaluating, evaluator_revisions
 from trainer.gateway.errors import GatewayError, invalid, precondition
 from trainer.gateway.files import URL_SECONDS
@@ -58,8 +58,10 @@ def create(call: Call) -> dict[str, Any]:
     given["evaluatorVersion"] = revision.name
     others = replace(kind, inputs=tuple(one for one in kind.inputs if one.path != "evaluator"))
     request = jobs.read(call.gateway, others, given, parent=parent)
-    granted = {f"{GRANTED_PREFIX}{name}": value for name, value in evaluating.granted(call.gateway, parent).items()}
-    return _inserted(call, request.body, secrets=granted, elsewhere=request.elsewhere)
+    secrets = {f"{GRANTED_PREFIX}{name}": value for name, value in evaluating.granted(call.gateway, parent).items()}
+    if key := evaluating.judges_key(call.gateway, parent):
+        secrets[JUDGE_KEY_VARIABLE] = key
+    return _inserted(call, request.body, secrets=secrets, elsewhere=request.elsewhere)
 
 
 def execution_log(call: Call) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def preview(call: Call) -> dict[str, Any]:
     def opened(runner: Runner) -> Evaluator:
         return open_evaluator(source, files_of(source), runner, environment=granted)
 
-    sampled = evaluating_samples.run(call.gateway, opened, rows)
+    sampled = evaluating_samples.run(call.gateway, opened, rows, desk=evaluating.desk_of(call.gateway, parent))
     return evaluating.struck(_answer(sampled), list(granted.values()))
 
 
