@@ -17,7 +17,7 @@ fast: dev
 	$(BIN)/python -m pytest -m "clients" tests/clients
 
 slow: dev
-	$(BIN)/python -m pytest -m "slow" tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow" tests
 
 lint: dev
 	$(BIN)/ruff check .

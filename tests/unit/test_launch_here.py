@@ -107,6 +107,34 @@ def test_a_start_with_an_older_token_is_refused(tmp_path: Path) -> None:
     assert here.start(tmp_path, command=("true",)).wait(10) == 0  # a person needs none
 
 
+STANDS_WHILE_IT_FENCES = (
+    "import os, signal, sys; from pathlib import Path; from trainer import disk; from trainer.launch import here\n"
+    "sync = disk.LOCAL_DISK.sync_file\n"
+    "def stands(path): os.kill(os.getpid(), signal.SIGSTOP); sync(path)\n"
+    "disk.LOCAL_DISK.sync_file = stands\n"
+    "here.fence(Path(sys.argv[1]), 3)\n"
+)
+
+
+def test_a_holder_that_stands_still_while_it_fences_keeps_nobody_waiting(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", STANDS_WHILE_IT_FENCES, str(tmp_path))
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        wait_for(
+            lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T", "it stands"
+        )
+        here.fence(tmp_path, 4)
+        assert sorted(path.name for path in tmp_path.glob("fence.*")) == ["fence.4"]
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait(10) == 0
+    with pytest.raises(UsageError, match="token 4, not 3"):
+        here.start(tmp_path, token=3, command=("true",))
+    assert sorted(path.name for path in tmp_path.glob("fence.*")) == ["fence.3", "fence.4"]
+    here.fence(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.glob("fence.*")) == ["fence.5"]
+
+
 # Counts its starts in the file `starts`; argv: what to do each time, then the run folder.
 FALTERING = (
     "import os, signal, sys, time; from pathlib import Path; from trainer.launch.beat import beating\n"

@@ -3,8 +3,9 @@
 Secrets travel by the environment only. The worker holds the lock `launch.lock` in the run folder for as long as it
 lives: it is taken before the process is made and inherited by it, so at no moment, whoever is killed, is there a worker
 without the lock or a lock without a worker. `worker.json` names the process, and is written by that process itself
-before it becomes the worker; whoever comes later can watch or stop it by the two. `fence` holds the newest token that
-anyone was given for the run: a start with an older one, however late it comes, is refused.
+before it becomes the worker; whoever comes later can watch or stop it by the two. `fence.TOKEN` names the newest token
+that anyone was given for the run: a start with an older one, however late it comes, is refused. It is a file for each
+token and not one that they share, so that nobody waits for a holder that stands still while it writes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trainer.disk import write_whole
 from trainer.errors import UsageError
 from trainer.launch.beat import BEAT_FILE, beat_of
 
-WORKER_FILE, LOCK_FILE, FENCE_FILE = "worker.json", "launch.lock", "fence"
+WORKER_FILE, LOCK_FILE, FENCE = "worker.json", "launch.lock", "fence."
 COMMAND = (sys.executable, "-m", "trainer.worker")
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.5  # whoever looks whether the lock is held holds it for an instant
@@ -129,10 +130,10 @@ def fence(run_folder: Path, token: int) -> None:
     """From now on no start with a token below `token` succeeds; one that has, shows in `find` already."""
     if not run_folder.is_dir():
         return
-    with (run_folder / f"{FENCE_FILE}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _fence_of(run_folder) < token:
-            write_whole(run_folder / FENCE_FILE, f"{token}\n".encode())
+    if _fence_of(run_folder) < token:
+        write_whole(run_folder / f"{FENCE}{token}", b"")
+    for older in (each for each in _fences(run_folder) if each < token):
+        (run_folder / f"{FENCE}{older}").unlink(missing_ok=True)
 
 
 def stop(process: subprocess.Popen[bytes], grace: float) -> int:
@@ -153,10 +154,12 @@ def find(run_folder: Path) -> Worker | None:
 
 
 def _fence_of(run_folder: Path) -> int:
-    try:
-        return int((run_folder / FENCE_FILE).read_bytes())
-    except FileNotFoundError:
-        return 0
+    return max(_fences(run_folder), default=0)
+
+
+def _fences(run_folder: Path) -> list[int]:
+    names = (path.name.removeprefix(FENCE) for path in run_folder.glob(f"{FENCE}*"))
+    return [int(name) for name in names if name.isdigit()]
 
 
 @contextmanager
