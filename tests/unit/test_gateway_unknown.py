@@ -17,7 +17,7 @@ from trainer.gateway.contract import Operation, load
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.resources.table import OPERATIONS
 from trainer.gateway.unhonoured import UNHONOURED
-from trainer.gateway.unknown import HEADER
+from trainer.gateway.unknown import HEADER, header
 
 JOBS = f"{A}/supervisedFineTuningJobs"
 JOB = {"dataset": "rows", "baseModel": "base"}
@@ -64,6 +64,14 @@ def test_every_answer_names_what_the_contract_does_not_know(client: GatewayClien
     assert many.headers[HEADER].endswith("?p19, and 10 more")
     strange = raw(client, "GET", f"{A}/datasets", params={"a b\r\nx-evil: é": "1"})
     assert strange.headers[HEADER] == "?a%20b%0D%0Ax-evil%3A%20%C3%A9"
+
+
+@pytest.mark.parametrize(
+    ("paths", "value"),
+    [(["a", ""], 'a, ""'), (["", "a"], '"", a'), ([" "], "%20"), (["ä\n"], "%C3%A4%0A"), (["x[].y"], "x[].y")],
+)
+def test_a_name_is_legal_in_a_header_whatever_it_is(paths: list[str], value: str) -> None:
+    assert header(paths) == {HEADER: value}
 
 
 def test_a_jobs_log_names_it_once(tmp_path: Path) -> None:

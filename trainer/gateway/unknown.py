@@ -19,6 +19,7 @@ from trainer.gateway.resources.jobs import LOG
 
 HEADER = "x-gateway-unknown"
 _MOST = 100  # paths that a job remembers
+_NAMELESS = '""'  # a field may have the empty name; a header may not end in a blank
 _SHOWN, _LONGEST = 20, 100  # paths in a header, and characters of one
 _INDEX = re.compile(r"\[\d+\]")
 
@@ -51,7 +52,7 @@ def header(found: list[str]) -> dict[str, str]:
     """The answer's header; empty where everything is known."""
     if not found:
         return {}
-    shown = [quote(path[:_LONGEST], safe="?[].") for path in found[:_SHOWN]]
+    shown = [quote(path[:_LONGEST], safe="?[].") or _NAMELESS for path in found[:_SHOWN]]
     more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return {HEADER: ", ".join([*shown, *more])}
 
