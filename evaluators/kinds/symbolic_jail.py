@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from functools import reduce
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ _RELATION = re.compile(r"\\(?:leq?|geq?)(?![a-zA-Z])|<=|>=|≤|≥|<|>|=")
 _MEANING: dict[str, str] = {"\\le": "<=", "\\leq": "<=", "≤": "<=", "\\ge": ">=", "\\geq": ">=", "≥": ">="}
 _UNION = re.compile(r"\\cup(?![a-zA-Z])|∪")
 _INTERVAL = re.compile(r"([(\[])([^,;]+)[,;]([^,;]+)([)\]])")
+_AGAIN_SECONDS = 0.1  # the alarm rings until it is heard: sympy catches whatever is raised in some places
 _LARGEST_POWER = 100_000  # bits; sympy would compute it, in one step that no alarm interrupts
 _CALLS: dict[str, str] = {"ln": "log", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
 
@@ -32,18 +34,32 @@ class Undecided(BaseException):
 def score(given: str, truths: list[str], seconds: float) -> dict:
     """1 where `given` equals one of `truths`; not a valid score where that is not decided within `seconds`."""
     signal.signal(signal.SIGALRM, _ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_SECONDS)
+    undecided = {"score": 0.0, "is_score_valid": False, "reason": f"sympy did not decide within {seconds:g} s"}
+    begun = time.monotonic()
     try:
+        _Alarm.on = True
         right = any(_same(given, truth) for truth in truths)
-        return {"score": float(right), "reason": "equal by sympy" if right else "not equal by sympy"}
+        _Alarm.on = False
     except Undecided:
-        return {"score": 0.0, "is_score_valid": False, "reason": f"sympy did not decide within {seconds:g} s"}
+        _Alarm.on = False
+        return undecided
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+    if time.monotonic() - begun > seconds:  # sympy has swallowed the alarm on its way
+        return undecided
+    return {"score": float(right), "reason": "equal by sympy" if right else "not equal by sympy"}
+
+
+class _Alarm:
+    """Whether it may ring."""
+
+    on = False
 
 
 def _ring(*_: object) -> None:
-    raise Undecided
+    if _Alarm.on:
+        raise Undecided
 
 
 def _same(given: str, truth: str) -> bool:
