@@ -147,6 +147,7 @@ class BuildJail(Jail):
                     printed(payload)
                 elif kind == ENDED:
                     (status,) = STATUS.unpack(payload)
+                    check()  # pip may have failed for want of what was stopped
                 elif kind == DONE:
                     if status == 0:
                         tree.end()
