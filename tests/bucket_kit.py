@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -24,6 +25,16 @@ AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZ
 def has_moto() -> bool:
     """True where the S3 server and its client are installed."""
     return all(importlib.util.find_spec(name) for name in ("moto", "s3fs"))
+
+
+def sas(key: str = AZURE_KEY) -> str:
+    """A token that reads and lists the container `mine`."""
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    return generate_container_sas(
+        AZURE_ACCOUNT, "mine", account_key=key, permission=ContainerSasPermissions(read=True, list=True),
+        expiry=datetime.now(UTC) + timedelta(hours=1),
+    )  # fmt: skip
 
 
 def azurite() -> str | None:

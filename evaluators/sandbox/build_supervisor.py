@@ -39,6 +39,7 @@ from evaluators.sandbox.build_wire import (
     STATUS,
     STRANGE,
 )
+from evaluators.sandbox.line import read_exactly, write_all
 from evaluators.sandbox.wire import CHANNEL, LENGTH
 
 _INDEX = CHANNEL + 1  # descriptor of the channel to this process, in pip's
@@ -61,7 +62,7 @@ def main() -> None:
         guest.settle(settings["limits"])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 is immune to signals from inside only without handlers
     told = json.dumps({"load_error": ""}).encode()
-    _write(LENGTH.pack(len(told)) + told)
+    write_all(CHANNEL, [memoryview(LENGTH.pack(len(told)) + told)])
     status = _Build(settings).run()
     _frame(ENDED, STATUS.pack(status))
     if status == 0:
@@ -263,23 +264,11 @@ def _taken() -> tuple[bytes, bytes]:
 
 
 def _frame(kind: bytes, payload: bytes = b"") -> None:
-    _write(FRAME.pack(kind, len(payload)) + payload)
-
-
-def _write(content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        try:
-            view = view[os.write(CHANNEL, view) :]
-        except OSError:
-            os._exit(0)  # the host went away
+    write_all(CHANNEL, [memoryview(FRAME.pack(kind, len(payload))), memoryview(payload)])
 
 
 def _read(size: int) -> bytes:
-    found = bytearray()
-    while len(found) < size:
-        more = os.read(CHANNEL, size - len(found))
-        if not more:
-            os._exit(0)  # the host went away
-        found += more
-    return bytes(found)
+    found = read_exactly(CHANNEL, size)
+    if found is None:
+        os._exit(0)  # the host went away
+    return found

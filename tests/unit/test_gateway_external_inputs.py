@@ -3,14 +3,23 @@
 import json
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bucket_kit import AZURE_ACCOUNT, AZURE_KEY, azure_server, azurite, has_moto, lock_s3, s3_client, s3_server
+from tests.bucket_kit import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    azure_server,
+    azurite,
+    has_moto,
+    lock_s3,
+    s3_client,
+    s3_server,
+    sas,
+)
 from tests.evaluating_kit import LENGTH, answered, snippet
 from tests.family_kit import ask, refused
 from tests.gateway_kit import ROWS, A, end_workers, make_scheduler, opened, raw, wait_for
@@ -303,7 +312,7 @@ def test_an_evaluation_job(both: tuple[GatewayClient, Gateway], s3: S3) -> None:
     secret(client, "keys", s3.keys)
     data_set(client, "there", "s3://mine/answers.jsonl")
     snippet(client, LENGTH)
-    given = {"evaluator": "snip", "inputDataset": "there", "outputDataset": "out"}
+    given: dict[str, Any] = {"evaluator": "snip", "inputDataset": "there", "outputDataset": "out"}
     for config, words in (({"iamRoleArn": "arn:x"}, "awsS3Config.iamRoleArn"), ({}, "names no credentials")):
         body = {"evaluationJob": {**given, S3_FIELD: config}}
         assert words in refused(client, "POST", f"{A}/evaluationJobs", body)[1]
@@ -430,15 +439,6 @@ def azure(blobs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", string)
     monkeypatch.setenv("TRAINER_GATEWAY_AZURE_ENDPOINT", endpoint)
     return f"az://mine@{AZURE_ACCOUNT}/some/rows.jsonl"
-
-
-def sas(key: str = AZURE_KEY) -> str:
-    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
-
-    return generate_container_sas(
-        AZURE_ACCOUNT, "mine", account_key=key, permission=ContainerSasPermissions(read=True, list=True),
-        expiry=datetime.now(UTC) + timedelta(hours=1),
-    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -2,13 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bucket_kit import AZURE_ACCOUNT, AZURE_KEY, azure_server, azurite, has_moto, lock_s3, s3_client, s3_server
+from tests.bucket_kit import (
+    AZURE_ACCOUNT,
+    azure_server,
+    azurite,
+    has_moto,
+    lock_s3,
+    s3_client,
+    s3_server,
+    sas,
+)
 from tests.family_kit import ask, refused
 from tests.gateway_kit import A, opened, raw, wait_for, write_base_model
 from trainer.gateway.client import GatewayClient
@@ -98,15 +106,6 @@ def test_from_s3(client: GatewayClient, s3: dict[str, str], monkeypatch: pytest.
         ({**place, **keys, "accessSecret": "a\nb"}, "aws_secret_access_key is not printable ASCII"),
     ):  # fmt: skip
         assert words in refused(client, "POST", f"{A}/models/false:import", {"awsS3Source": source})[1]
-
-
-def sas(key: str = AZURE_KEY) -> str:
-    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
-
-    return generate_container_sas(
-        AZURE_ACCOUNT, "mine", account_key=key, permission=ContainerSasPermissions(read=True, list=True),
-        expiry=datetime.now(UTC) + timedelta(hours=1),
-    )  # fmt: skip
 
 
 @pytest.mark.slow
