@@ -58,7 +58,7 @@ def try_compile(settings: dict, answer: int) -> None:
 
 def main(settings, code, pipes, order) -> NoReturn:
     """One evaluation from reading the rows to the end of the process; never returns."""
-    count, size, _, _, cpu, nice, nonce = order
+    count, size, _, _, cpu, nice, apart, nonce = order
     try:
         pipes, asking = pipes
         (result_in, result), (stdout_in, stdout), (stderr_in, stderr) = pipes
@@ -72,7 +72,7 @@ def main(settings, code, pipes, order) -> NoReturn:
         os.close(stdout)
         os.close(stderr)
         _limit(cpu, nice)
-        if nice:
+        if apart:
             os.setsid()  # a session has a share of the processor: the host makes it small, and the supervisor keeps its
         elif not settings["owns_all"]:
             os.setpgid(0, 0)

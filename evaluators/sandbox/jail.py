@@ -211,10 +211,11 @@ class Jail:
         cpu = whole_cpu_seconds(limits) * count
         over = time.monotonic() + limits.wall_seconds * count
         deadline = over + HOST_GRACE_SECONDS
-        self._yields_until = over if nice and self.tier is not Tier.STRONG else 0.0
+        apart = nice > 0 and self.tier is not Tier.STRONG and not share.refusal()
+        self._yields_until = over if apart else 0.0
         try:
             self.socket.settimeout(limits.wall_seconds * count + HOST_GRACE_SECONDS)
-            self.socket.sendall(ORDER.pack(count, len(payload), wall, wall * count, cpu, nice, nonce) + payload)
+            self.socket.sendall(ORDER.pack(count, len(payload), wall, wall * count, cpu, nice, apart, nonce) + payload)
             result = bytearray()
             while True:
                 kind, flags, status, wall_us, cpu_us, *sizes = REPORT.unpack(self._read(REPORT.size, deadline))

@@ -13,8 +13,8 @@ import struct
 SCRATCH = "/scratch"  # and /tmp, which leads there: the one folder in a jail that can be written
 CHANNEL = 3  # descriptor of the stream inside the jail
 LENGTH = struct.Struct("!I")
-# rows, payload bytes, wall milliseconds of a row, of all rows, CPU seconds, niceness, nonce
-ORDER = struct.Struct("!IIIIIB16s")
+# rows, payload bytes, wall milliseconds of a row, of all rows, CPU seconds, niceness, own session or not, nonce
+ORDER = struct.Struct("!IIIIIB?16s")
 # bytes of the row's JSON, its seed
 ROW = struct.Struct("!IQ")
 # kind, flags, wait status, wall microseconds, CPU microseconds, result bytes, stdout bytes, stderr bytes

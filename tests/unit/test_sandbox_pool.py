@@ -4,12 +4,13 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from evaluators.protocol import Isolation, Limits, Program, Status
-from evaluators.sandbox import Sandbox
+from evaluators.sandbox import Sandbox, share
 from evaluators.sandbox import memory as jail_memory
 from evaluators.sandbox.jail import Jail
 from evaluators.sandbox.pool import _units
@@ -110,21 +111,46 @@ def test_a_program_that_keeps_being_late_yields_the_processor() -> None:
         assert sandbox._record((PURE.digest, LIMITS, "score")).nice == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel knows no shares of sessions")
-def test_an_evaluation_that_yields_has_a_session_with_the_least_share_and_its_supervisor_has_not() -> None:
-    spins = Program({"spins.py": b"def f(n):\n    while True: pass\n"}, "spins.py::f")
-    jail = Jail(spins, LIMITS)
+SPINS = Program({"spins.py": b"def f(n):\n    while True: pass\n"}, "spins.py::f")
+IDLE = Limits(wall_seconds=1.0, cpu_seconds=20.0, memory_bytes=256 << 20)
+KERNEL_HAS_SHARES = Path("/proc/self/autogroup").exists()
+
+
+def shares_seen(jail: Jail) -> set[str]:
+    """The shares that the session of a yielding evaluation has had, and that its supervisor's stays the host's."""
     with ThreadPoolExecutor(1) as executor:
         running = executor.submit(jail.run, [(b'{"n":1}', 0)], nice=19)
         (supervisor,) = jail_memory.children(jail.process.pid)
-        shares = set()
-        while not running.done() and not any("nice 19" in share for share in shares):
+        seen = set()
+        while not running.done():
             threading.Event().wait(0.01)
-            shares |= {share_of(child) for child in jail_memory.children(supervisor)}
-        assert any("nice 19" in share for share in shares), shares
-        assert share_of(supervisor) == share_of(os.getpid())
+            seen |= {share_of(child) for child in jail_memory.children(supervisor)}
+            if not running.done():
+                assert share_of(supervisor) == share_of(os.getpid())
         assert running.result().flags & LATE
-    jail.close()
+    return seen - {""}
+
+
+@pytest.mark.skipif(not KERNEL_HAS_SHARES, reason="this kernel knows no shares of sessions")
+def test_an_evaluation_that_yields_has_a_session_with_the_least_share_and_its_supervisor_has_not() -> None:
+    with closing(Jail(SPINS, IDLE)) as jail:
+        seen = shares_seen(jail)
+        if share.refusal():
+            pytest.skip(share.refusal())
+        assert any("nice 19" in one for one in seen), seen
+
+
+@pytest.mark.skipif(not KERNEL_HAS_SHARES, reason="this kernel knows no shares of sessions")
+def test_where_no_share_may_be_set_an_evaluation_that_yields_stays_in_the_hosts_session(monkeypatch) -> None:
+    monkeypatch.setattr(share, "_refusals", [])
+    monkeypatch.setattr(
+        share, "LEAST", "not a number"
+    )  # what the kernel answers with an error, as it does one who may not
+    with closing(Jail(SPINS, IDLE)) as jail:
+        shares_seen(jail)
+        assert "a session's share cannot be changed here" in share.refusal()
+    with closing(Jail(SPINS, IDLE)) as jail:
+        assert shares_seen(jail) == {share_of(os.getpid())}
 
 
 def share_of(pid: int) -> str:
