@@ -19,20 +19,20 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-MARK = "@@"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.turns import Turn, children, in_turn, say
+
 VOCABULARY = 512  # that of the shipped tiny model, whose tokenizer TRL is given
 PAIRS_PER_STEP = 16
 BETA = 0.1
@@ -93,29 +93,6 @@ def make_model(folder: Path) -> None:
 
 
 # The children
-
-
-class Turn:
-    """The child's side of taking turns."""
-
-    def __init__(self) -> None:
-        self._cpu = 0.0
-
-    def wait(self) -> None:
-        """Until the parent says go; then start the clock."""
-        if not sys.stdin.readline():
-            sys.exit(0)
-        self._cpu = time.process_time()
-
-    def tell(self, pairs: int) -> None:
-        """Report a finished round."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        say({"pairs": pairs, "cpu": time.process_time() - self._cpu, "peak_mb": peak})
-
-
-def say(message: dict[str, Any]) -> None:
-    """One line to the parent."""
-    print(MARK + json.dumps(message), flush=True)
 
 
 def run_ours(task: Task) -> None:
@@ -241,49 +218,10 @@ def _spy_on_losses(trainer: Any) -> list[float]:
 # The parent
 
 
-class Child:
-    """An arm's process."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 # closed by `close`
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--child", json.dumps(asdict(task))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
-        )  # fmt: skip
-
-    def read(self) -> dict[str, Any]:
-        """The next report."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                return json.loads(line[len(MARK) :])
-        self.log.seek(0)
-        raise SystemExit(f"{self.task.label} ended:\n{self.log.read().decode()[-3000:]}")
-
-    def round(self) -> dict[str, Any]:
-        """Let it work through one round."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def close(self) -> None:
-        """End it by closing its input."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        self.log.close()
-
-
 def told_by(task: Task) -> dict[str, Any]:
     """The one report of a child that is not timed."""
-    child = Child(task)
-    try:
+    with children(__file__, [(task.label, task)]) as (child,):
         return child.read()
-    finally:
-        child.close()
 
 
 def check_parity(task: Task, steps: int) -> float:
@@ -300,20 +238,9 @@ def check_parity(task: Task, steps: int) -> float:
 
 def measure(tasks: list[Task]) -> list[dict[str, Any]]:
     """One record an arm: median rates, peak memory, and ours over it, round by round."""
-    told: list[list[dict[str, Any]]] = [[] for _ in tasks]
-    started: list[Child] = []
-    try:
-        started.extend(Child(task) for task in tasks)
-        for child in started:
-            child.round()  # the warm-up, and everything before it
-        for turn in range(tasks[0].rounds - 1):
-            for at in range(len(started)):
-                index = (turn + at) % len(started)
-                told[index].append(started[index].round())
-    finally:
-        for child in started:
-            child.close()
-    rates = [[one["pairs"] / one["cpu"] for one in rounds] for rounds in told]
+    with children(__file__, [(task.label, task) for task in tasks]) as started:
+        told = in_turn(started, tasks[0].rounds - 1)
+    rates = [[one["done"] / one["cpu"] for one in rounds] for rounds in told]
     records = []
     for task, rounds, mine in zip(tasks, told, rates, strict=True):
         ratios = [ours / theirs for ours, theirs in zip(rates[0], mine, strict=True)]

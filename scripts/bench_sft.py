@@ -21,14 +21,12 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,10 +34,12 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.turns import Child, Turn, children, in_turn, say
+
 POOL = 6400  # rows; from so many on transformers groups over 50 batches of 32
 ROWS_PER_STEP = 32
 VOCABULARY = 512  # that of the shipped tiny model, whose tokenizer TRL is given (it only pads with it)
-MARK = "@@"
 TOLERANCE = {"loss": 1e-5, "grad_norm": 1e-4, "update": 1e-2}  # relative; `update` of all weights, as one vector
 SHAPES = {"s": (128, 4, 4, 2, 32, 384), "l": (256, 4, 8, 2, 32, 768)}  # hidden, layers, heads, kv, head size, MLP
 
@@ -163,30 +163,6 @@ class Task:
     base: str
     adapter: str
     save: str = ""
-
-
-class Turn:
-    """The child's side of taking turns."""
-
-    def __init__(self) -> None:
-        self._cpu = self._wall = 0.0
-        self._idle = _rss_mb()
-
-    def wait(self) -> None:
-        """Until the parent says go; then start the clocks."""
-        if not sys.stdin.readline():
-            sys.exit(0)
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
-
-    def tell(self, tokens: int) -> None:
-        """Report a finished round."""
-        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
-        say({"tokens": tokens, "cpu": cpu, "wall": wall, "peak_mb": _peak_mb(), "idle_mb": self._idle})
-
-
-def say(message: dict[str, Any]) -> None:
-    """One line to the parent."""
-    print(MARK + json.dumps(message), flush=True)
 
 
 def run_ours(task: Task) -> None:
@@ -321,64 +297,7 @@ def _turns(trainer: Any, per_round: int) -> Any:
     return Turns()
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _rss_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
 # The parent
-
-
-class Child:
-    """An arm's process."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 # closed by `close`
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--child", json.dumps(asdict(task))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment,
-        )  # fmt: skip
-
-    def read(self) -> dict[str, Any]:
-        """The next report."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                return json.loads(line[len(MARK) :])
-        self.log.seek(0)
-        raise SystemExit(f"{self.task.arm.label} ended:\n{self.log.read().decode()[-3000:]}")
-
-    def round(self) -> dict[str, Any]:
-        """Let it work through one round."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def close(self) -> None:
-        """End it by closing its input."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        self.log.close()
-
-
-@contextmanager
-def children(tasks: list[Task]) -> Iterator[list[Child]]:
-    """All arms' processes, ended on the way out."""
-    started: list[Child] = []
-    try:
-        started.extend(Child(task) for task in tasks)
-        yield started
-    finally:
-        for child in started:
-            child.close()
 
 
 def check_numerics(task: Task, folder: Path, steps: int) -> dict[str, float]:
@@ -390,7 +309,7 @@ def check_numerics(task: Task, folder: Path, steps: int) -> dict[str, float]:
     before = load_file(Path(task.adapter if task.work.rank else task.base) / name)
     for arm in (OURS, Arm("trl-padded", ROWS_PER_STEP)):
         out = folder / f"numerics-{task.work.name}-{arm.kind}"
-        with children([replace(task, arm=arm, rounds=steps, save=str(out))]) as (child,):
+        with arms([replace(task, arm=arm, rounds=steps, save=str(out))]) as (child,):
             told.append(np.asarray(child.read()["steps"]))
         after = load_file(out / name)
         moved.append(np.concatenate([(after[key] - before[key]).ravel() for key in sorted(before)]))
@@ -409,30 +328,28 @@ def pick(task: Task, kind: str, rounds: int) -> Arm:
     for arm in CANDIDATES[kind]:
         if arm.packed > POOL or (arm.packed and arm.packed < task.work.longest):
             continue
-        with children([replace(task, arm=arm, rounds=rounds)]) as (child,):
+        with arms([replace(task, arm=arm, rounds=rounds)]) as (child,):
             told = [child.round() for _ in range(rounds)][1:]
-        rates[arm] = max(one["tokens"] / one["cpu"] for one in told)
+        rates[arm] = max(one["done"] / one["cpu"] for one in told)
         print(f"  {arm.label}: {rates[arm]:,.0f} tokens per CPU second", flush=True)
     return max(rates, key=lambda arm: rates[arm])
 
 
-def measure(task: Task, arms: list[Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Reports of each arm's timed rounds, taken in turn, the order rotated."""
-    told: dict[str, list[dict[str, Any]]] = {arm.kind: [] for arm in arms}
-    with children([replace(task, arm=arm, rounds=rounds + 1) for arm in arms]) as started:
-        for child in started:
-            child.round()
-        for turn in range(rounds):
-            at = turn % len(started)
-            for child in started[at:] + started[:at]:
-                told[child.task.arm.kind].append(child.round())
-    return told
+def arms(tasks: list[Task]) -> AbstractContextManager[list[Child[Task]]]:
+    """The arms' processes."""
+    return children(__file__, [(task.arm.label, task) for task in tasks])
+
+
+def measure(task: Task, compared: list[Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Reports of each arm's timed rounds."""
+    with arms([replace(task, arm=arm, rounds=rounds + 1) for arm in compared]) as started:
+        return dict(zip([arm.kind for arm in compared], in_turn(started, rounds), strict=True))
 
 
 def summary(told: dict[str, list[dict[str, Any]]], arms: list[Arm]) -> list[dict[str, Any]]:
     """One record an arm: median rates, peak memory, and ours over it, round by round."""
-    rates = {kind: [one["tokens"] / one["cpu"] for one in rounds] for kind, rounds in told.items()}
-    walls = {kind: [one["tokens"] / one["wall"] for one in rounds] for kind, rounds in told.items()}
+    rates = {kind: [one["done"] / one["cpu"] for one in rounds] for kind, rounds in told.items()}
+    walls = {kind: [one["done"] / one["wall"] for one in rounds] for kind, rounds in told.items()}
     records = []
     for arm in arms:
         ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates[arm.kind], strict=True)]
