@@ -133,11 +133,15 @@ def shares_seen(jail: Jail) -> set[str]:
 
 @pytest.mark.skipif(not KERNEL_HAS_SHARES, reason="this kernel knows no shares of sessions")
 def test_an_evaluation_that_yields_has_a_session_with_the_least_share_and_its_supervisor_has_not() -> None:
+    seen: set[str] = set()
     with closing(Jail(SPINS, IDLE)) as jail:
-        seen = shares_seen(jail)
-        if share.refusal():
-            pytest.skip(share.refusal())
-        assert any("nice 19" in one for one in seen), seen
+        for _ in range(10):  # a machine that stands still for a second lets the host see an evaluation only at its end
+            seen |= shares_seen(jail)
+            if share.refusal():
+                pytest.skip(share.refusal())
+            if any("nice 19" in one for one in seen):
+                return
+    pytest.fail(f"no session had the least share: {seen}")
 
 
 @pytest.mark.skipif(not KERNEL_HAS_SHARES, reason="this kernel knows no shares of sessions")
