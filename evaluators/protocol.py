@@ -14,6 +14,20 @@ from typing import Any
 
 MAX_INVALID_FRACTION = 0.2  # above it a job pauses with the histogram by status
 
+_LIMITS: dict[str, tuple[float, float]] = {  # least and most of each of `Limits`
+    "wall_seconds": (0, 86_400),
+    "cpu_seconds": (0, 86_400),
+    "memory_bytes": (16 << 20, 1 << 46),
+    "processes": (1, 1 << 15),
+    "descriptors": (16, 1 << 16),
+    "scratch_bytes": (4096, 1 << 40),  # 0 would be no limit at all
+    "scratch_inodes": (1, 1 << 31),
+    "result_bytes": (64, 1 << 30),
+    "stdout_kept_bytes": (0, 1 << 24),
+    "stdout_bytes": (0, 1 << 30),
+    "host_calls": (0, 1 << 20),
+}
+
 
 class Status(StrEnum):
     """How one row ended."""
@@ -81,7 +95,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one evaluation may use. `snippet()` and `bundle()` are the defaults of the two sizes of evaluator."""
+    """What one evaluation may use. `snippet()` and `bundle()` are the defaults of the two sizes of evaluator.
+
+    Raises `ValueError` for what is no number, or none that a jail can be built with.
+    """
 
     wall_seconds: float = 2.0
     cpu_seconds: float = 2.0
@@ -94,6 +111,14 @@ class Limits:
     stdout_kept_bytes: int = 64 << 10
     stdout_bytes: int = 512 << 10  # printed beyond it: output_flood
     host_calls: int = 0  # questions to the host's broker that a row may ask; only where one serves
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            kinds = int | float if name.endswith("_seconds") else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+                what = "number" if name.endswith("_seconds") else "whole number"
+                raise ValueError(f"Limits.{name} is {value!r}; allowed: a {what} from {least:,} to {most:,}")
 
     @classmethod
     def snippet(cls) -> Limits:
@@ -127,7 +152,8 @@ class Program:
         parts = [self.entry, self.python or "", *self.readable]
         parts += [f"{key}={value}" for key, value in sorted(self.environment.items())]
         for part in parts:
-            digest.update(len(part.encode()).to_bytes(8, "big") + part.encode())
+            text = part.encode("utf-8", "surrogatepass")
+            digest.update(len(text).to_bytes(8, "big") + text)
         for path, content in sorted(self.files.items()):
             digest.update(len(path.encode()).to_bytes(8, "big") + path.encode())
             digest.update(len(content).to_bytes(8, "big") + content)

@@ -26,6 +26,7 @@ MAX_NAME = 200
 MAX_REASON = 2_000  # characters; longer reasons are cut
 REWARD = "score"  # the evaluator's own score, among the names that weights may use
 
+_CONTROLS = dict.fromkeys({*range(32), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r")), "\N{REPLACEMENT CHARACTER}")
 _OPENING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])|(,)', re.DOTALL)
 _WEIGHT = re.compile(r"\s*([^=\s][^=]*?)\s*=\s*([^=\s]+)\s*")
 
@@ -80,10 +81,15 @@ def score_of(value: Any) -> Score:
     return Score(
         score=_finite(value.get("score"), "score"),
         is_score_valid=valid and not error,
-        reason=_reason(value) or str(error)[:MAX_REASON],
+        reason=_reason(value) or legible(str(error)[:MAX_REASON]),
         metrics=_metrics(value.get("metrics")),
         step_outputs=_steps(value.get("step_outputs")),
     )
+
+
+def legible(text: str) -> str:
+    """Without control characters but for white space: a terminal would obey them, and data bases refuse NUL."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
 
 
 def to_json(score: Score) -> dict[str, Any]:
@@ -192,8 +198,8 @@ def _step(value: Any) -> StepOutput:
     index = value.get("step_index")
     if isinstance(index, str) and index.isascii() and index.isdigit() and len(index) < 10:
         index = int(index)
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise BadResult("a step output's step_index is not a whole number")
+    if isinstance(index, bool) or not isinstance(index, int) or abs(index) >= 1 << 53:
+        raise BadResult("a step output's step_index is not a whole number below 2**53")
     return StepOutput(index, _finite(value.get("base_reward"), "base_reward"), _flag(value, "terminated"))
 
 
@@ -221,7 +227,7 @@ def _reason(value: Mapping[str, Any]) -> str:
         return ""
     if not isinstance(found, str):
         raise BadResult(f"reason is {_json_type(found)}, not a text")
-    return found[:MAX_REASON]
+    return legible(found[:MAX_REASON])
 
 
 def _name(name: str) -> str:

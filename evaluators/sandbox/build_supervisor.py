@@ -39,7 +39,7 @@ from evaluators.sandbox.build_wire import (
     STATUS,
     STRANGE,
 )
-from evaluators.sandbox.line import read_exactly, write_all
+from evaluators.sandbox.line import read_exactly, settings_from_host, write_all
 from evaluators.sandbox.wire import CHANNEL, LENGTH
 
 _INDEX = CHANNEL + 1  # descriptor of the channel to this process, in pip's
@@ -54,12 +54,7 @@ _REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 429: "Too Ma
 
 def main() -> None:
     """Say that the jail is up, install, hand over, leave."""
-    settings = json.loads(sys.argv[1])
-    del sys.argv[1:]
-    if settings["guest"]:
-        from evaluators.sandbox import guest  # noqa: PLC0415 - only where no launcher could do it
-
-        guest.settle(settings["limits"])
+    settings = settings_from_host(guest=sys.argv.pop() == "gvisor")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 is immune to signals from inside only without handlers
     told = json.dumps({"load_error": ""}).encode()
     write_all(CHANNEL, [memoryview(LENGTH.pack(len(told)) + told)])

@@ -28,6 +28,9 @@ class Cgroup:
     def __init__(self, folders: list[Path], version: int) -> None:
         self.folders = folders
         self.version = version
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        found = [os.open(folder / name, os.O_RDONLY) for folder in folders if (folder / name).exists()]
+        self._events = found[0] if found else -1  # kept open: it is read after every evaluation
 
     @classmethod
     def create(cls, limits: Limits, *, kernel: bool = False) -> Cgroup | None:
@@ -57,17 +60,17 @@ class Cgroup:
 
     def kills(self) -> int:
         """How many processes the kernel killed in it for want of memory."""
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        for folder in self.folders:
-            file = folder / name
-            if file.exists():
-                words = dict(line.split() for line in file.read_text().splitlines())
-                return int(words.get("oom_kill", 0))
-        return 0
+        if self._events < 0:
+            return 0
+        words = os.pread(self._events, 4096, 0).split()
+        return int(words[words.index(b"oom_kill") + 1]) if b"oom_kill" in words else 0
 
     def remove(self) -> bool:
         """Remove it once it is empty; True when the kernel had killed in it for want of memory."""
         killed = self.kills() > 0
+        if self._events >= 0:
+            os.close(self._events)
+            self._events = -1
         deadline = time.monotonic() + _REMOVE_SECONDS
         for folder in self.folders:
             while True:

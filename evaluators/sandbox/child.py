@@ -25,6 +25,7 @@ from evaluators.returned import BadReturn, plain
 from evaluators.sandbox.wire import ACKNOWLEDGE, CHANNEL, END_MARK, OUT_OF_MEMORY, ROW
 
 _MESSAGE = 300
+_CHUNK = 32 << 10
 _OWN_FAILURE = 70  # exit status when this file, not the evaluator, failed
 _THREADS = "can't start new thread"
 _VARKEYWORDS = 0x08  # CO_VARKEYWORDS
@@ -64,7 +65,7 @@ def main(settings, code, pipes, order) -> NoReturn:
         (result_in, result), (stdout_in, stdout), (stderr_in, stderr) = pipes
         for handle in (result_in, stdout_in, stderr_in):
             os.close(handle)
-        data = _read(CHANNEL, size)
+        rows = _read(CHANNEL, size, count)
         os.close(CHANNEL)
         os.write(result, ACKNOWLEDGE)
         os.dup2(stdout, 1)
@@ -81,10 +82,10 @@ def main(settings, code, pipes, order) -> NoReturn:
             install(instructions)
         if settings["mode"] == "code":
             os.close(result)
-            _run_as_program(data)
+            _run_as_program(rows)
         else:
             _connect(settings, asking)
-            _Scoring(settings, code, result, nonce).run(_rows(data, count))
+            _Scoring(settings, code, result, nonce).run(rows, count)
     finally:
         os._exit(_OWN_FAILURE)
 
@@ -99,23 +100,31 @@ def _connect(settings: dict, asking: tuple) -> None:
         settings["host"].connect(question, answer)
 
 
-def _read(channel: int, size: int) -> bytearray:
-    data = bytearray(size)
-    view, at = memoryview(data), 0
-    while at < size:
-        got = os.readv(channel, [view[at:]])
-        if not got:
-            os._exit(0)
-        at += got
-    return data
+def _read(channel: int, size: int, count: int) -> list[tuple[bytes, int]] | None:
+    """The rows, which leave the stream also where there is no memory for them: then None."""
+    left = size
+    try:
+        data = bytearray(size)
+        while left:
+            left -= _got(channel, memoryview(data)[size - left :])
+        return _rows(data, count)
+    except MemoryError:
+        junk = memoryview(bytearray(_CHUNK))
+        while left:
+            left -= _got(channel, junk[:left])
+        return None
+
+
+def _got(channel: int, view: memoryview) -> int:
+    return os.readv(channel, [view]) or os._exit(0)  # the host went away
 
 
 def _rows(data: bytearray, count: int) -> list[tuple[bytes, int]]:
-    rows, at = [], 0
+    rows, at, view = [], 0, memoryview(data)
     for _ in range(count):
         size, seed = ROW.unpack_from(data, at)
         at += ROW.size
-        rows.append((bytes(data[at : at + size]), seed))
+        rows.append((bytes(view[at : at + size]), seed))
         at += size
     return rows
 
@@ -140,15 +149,17 @@ class _Scoring:
         self.nonce = nonce
         self.process = os.getpid()
 
-    def run(self, rows: list[tuple[bytes, int]]) -> None:
+    def run(self, rows: list[tuple[bytes, int]] | None, count: int) -> None:
         entry, problem = None, None
         try:
+            if rows is None:
+                raise MemoryError
             _seed(0)
             entry = _entry(self.settings, self.code)
         except BaseException as error:  # noqa: BLE001 - whatever it raises is its answer
             problem = _told(error, loading=True)
             error = None
-        for place, (text, seed) in enumerate(rows):
+        for place, (text, seed) in enumerate(rows or [(b"", 0)] * count):
             self._write(place, *(problem or self._score(entry, text, seed)))
         self._send(self.nonce + END_MARK)
         os._exit(0)
@@ -162,7 +173,7 @@ class _Scoring:
             _flush()
             return "ok", value
         except BadReturn as error:
-            return "bad_result", {"message": str(error)[:_MESSAGE]}
+            return "bad_result", {"message": _text(error)}
         except BaseException as error:  # noqa: BLE001 - whatever it raises is its answer
             return _told(error)
 
@@ -173,8 +184,8 @@ class _Scoring:
             status, text = "oom", b"{}"
         except RecursionError:
             status, text = "bad_result", b'{"message":"the result refers to itself or is nested too deep"}'
-        except (TypeError, ValueError) as error:
-            status, text = "bad_result", json.dumps({"message": f"not JSON: {error}"[:_MESSAGE]}).encode()
+        except BaseException as error:  # noqa: BLE001 - what is in it may raise anything
+            status, text = "bad_result", json.dumps({"message": f"not JSON: {_text(error)}"[:_MESSAGE]}).encode()
         if len(text) > self.settings["limits"]["result_bytes"]:
             status, text = "result_flood", b"{}"
         self._send(b"%s %d %s %s\n" % (self.nonce, place, status.encode(), text))
@@ -189,23 +200,32 @@ class _Scoring:
 
 def _told(error: BaseException, *, loading: bool = False) -> tuple[str, dict]:
     """An exception as a status and its details; the traceback's frames are let go first."""
-    error.__traceback__ = None
-    if isinstance(error, MemoryError):
+    BaseException.with_traceback(error, None)
+    own = type(error)  # which no `__class__` of its own can belie
+    if issubclass(own, MemoryError):
         gc.collect()
         return "oom", {}
-    kind = type(error).__name__
-    try:
-        message = str(error)
-    except BaseException:  # noqa: BLE001 - its own __str__ may raise anything
-        message = "(its text could not be made)"
+    kind, message = _clean(vars(type)["__name__"].__get__(own)), _text(error)
     found = {"type": kind[:100], "message": f"{kind}: {message}"[:_MESSAGE]}
-    if (isinstance(error, OSError) and error.errno == errno.EAGAIN) or (
-        isinstance(error, RuntimeError) and message.startswith(_THREADS)
-    ):
+    number = vars(OSError)["errno"].__get__(error) if issubclass(own, OSError) else None
+    number = number if type(number) is int else 0
+    if number == errno.EAGAIN or (issubclass(own, RuntimeError) and message.startswith(_THREADS)):
         return "pids", found
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+    if number == errno.ENOMEM:
         return "oom", found
     return "load_error" if loading else "error", found
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _clean(str(error))
+    except BaseException:  # noqa: BLE001 - its own __str__ may raise anything
+        return "(its text could not be made)"
+
+
+def _clean(text: str) -> str:
+    """As a text of nobody's own class, without halves of surrogate pairs, which no result may hold."""
+    return str.encode(text, "utf-8", "backslashreplace")[: 4 * _MESSAGE].decode("utf-8", "ignore")
 
 
 def _entry(settings: dict, code):
@@ -313,9 +333,11 @@ def _flush() -> None:
             stream.flush()
 
 
-def _run_as_program(data: bytearray) -> None:
+def _run_as_program(rows: list[tuple[bytes, int]] | None) -> None:
     """Code that a model wrote: a program with standard input, and nothing of its judge in this process."""
-    source, stdin = (text.decode() for text, _ in _rows(data, 2))
+    if rows is None:
+        os._exit(OUT_OF_MEMORY)
+    source, stdin = (text.decode() for text, _ in rows)
     _feed(stdin)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     module = types.ModuleType("__main__")

@@ -25,6 +25,7 @@ _SYSTEM = ("/usr/bin/python3", "/usr/local/bin/python3")
 _VERSION = re.compile(r"python3\.(\d+)")
 _OLDEST = 11  # of Python 3
 _LOOKED_AT = 1 << 20  # bytes of a file
+_MOST_PRELOADED = 100
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def preloads(sources: Iterable[bytes]) -> list[str]:
     allowed = (
         set(sys.stdlib_module_names) - _NOT_PRELOADED - {name for name in sys.stdlib_module_names if name[0] == "_"}
     )
-    return sorted(name for name in found if name.partition(".")[0] in roots & allowed)
+    usable = (name for name in found if name.partition(".")[0] in roots & allowed and "__main__" not in name)
+    return sorted(usable)[:_MOST_PRELOADED]
 
 
 def seeded(sources: Iterable[bytes]) -> list[str]:
@@ -97,11 +99,15 @@ def shares_badly(sources: Iterable[bytes]) -> bool:
     return False
 
 
-@lru_cache(maxsize=256)
 def _imports(source: bytes) -> frozenset[str]:
     """By patterns: parsing hostile text is for the jail. A word too many costs an import, one too few a little time."""
+    return _imports_of(source[:_LOOKED_AT])
+
+
+@lru_cache(maxsize=64)
+def _imports_of(source: bytes) -> frozenset[str]:
     found: set[str] = set()
-    for match in _IMPORT.finditer(source[:_LOOKED_AT]):
+    for match in _IMPORT.finditer(source):
         names = match[1] or match[2]
         found |= {name.split()[0] for name in names.decode().split(",") if name.split()}
     return frozenset(found)

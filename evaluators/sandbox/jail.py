@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.protocol import Limits, Program, Tier
-from evaluators.sandbox import bubblewrap, gvisor, identity, landlock, memory, share, tree
+from evaluators.sandbox import bubblewrap, gvisor, identity, landlock, memory, scratch, share, tree
 from evaluators.sandbox.cgroup import Cgroup
 from evaluators.sandbox.interpreter import Interpreter, interpreter, preloads, seeded
 from evaluators.sandbox.wire import (
@@ -38,6 +38,7 @@ from evaluators.sandbox.wire import (
     SCRATCH,
     result_bytes,
 )  # fmt: skip
+from evaluators.scores import legible
 
 HOST_GRACE_SECONDS = 3.0  # beyond the supervisor's own deadline, then the whole jail is killed
 _START_SECONDS = 20.0
@@ -46,6 +47,7 @@ _MOST_TOLD = 64 << 10
 _READ_AHEAD = 64 << 10  # what the supervisor may have read before it notices a flood
 _COMPLAINT = 300  # characters that are told of what a launcher said
 _WATCH_SECONDS = 0.05  # how often a long evaluation's memory is looked at where no cgroup limits it
+_MOST_FIELD, _MOST_CPU = 0xFFFFFFFF, 1 << 31  # of an order
 _OWN_PROCESSES = 2  # supervisor and the process above it, which the kernel counts too
 _PACKAGE = Path(__file__).parent.parent
 _JAIL_FILES = ("returned.py", "sandbox/supervisor.py", "sandbox/child.py", "sandbox/scratch.py", "sandbox/wire.py",
@@ -104,21 +106,23 @@ class Jail:
             self.load_error = self._start(setup, blobs)
             if self.way == "bwrap":
                 _die_first(self.process.pid)
-        except BaseException:
+        except BaseException as error:
             inside.close()
             self.close()
+            if isinstance(error, BlockingIOError | MemoryError | ProcessLookupError):  # the host has no more room
+                raise JailError(f"the jail could not be started: {error}") from error
             raise
 
     def _setup(self, program: Program, mode: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         tier, namespaces = self.tier, self.way != "folder"
         needs_all = self.way in ("folder", "bwrap") and os.geteuid() == 0  # there the new user goes by the host's paths
         python = interpreter(program.python, for_all=needs_all)
-        home, scratch, programs = "/sandbox", SCRATCH, "/program"
+        home, writable, programs = "/sandbox", SCRATCH, "/program"
         if self.way in ("folder", "bwrap"):
             self.folder = tempfile.mkdtemp(prefix="evaluator-")
         if not namespaces:
-            home, scratch, programs = (f"{self.folder}/{name}" for name in ("sandbox", "scratch", "program"))
-            Path(scratch).mkdir(mode=0o700)
+            home, writable, programs = (f"{self.folder}/{name}" for name in ("sandbox", "scratch", "program"))
+            Path(writable).mkdir(mode=0o700)
         blobs = {f"{programs}/{path}": content for path, content in _checked(program.files).items()}
         blobs |= {f"{home}/evaluators/{name}": content for name, content in self._own_files().items()}
         readable = [*python.readable, *program.readable]
@@ -128,7 +132,7 @@ class Jail:
                   "whole_cpu_seconds": whole_cpu_seconds(self.limits)}  # fmt: skip
         sources = program.files.values()
         supervisor = {
-            "mode": mode, "program": programs, "entry": program.entry.split("::", 1), "scratch": scratch,
+            "mode": mode, "program": programs, "entry": program.entry.split("::", 1), "scratch": writable,
             "packages": python.packages, "environment": dict(program.environment), "limits": limits,
             "namespaces": namespaces, "guarded": tier in (Tier.LANDLOCK, Tier.STRONG), "owns_all": _owns_all(tier),
             "guest": self.way == "gvisor", "preload": preloads(sources) if mode == "score" else [],
@@ -136,10 +140,10 @@ class Jail:
         }  # fmt: skip
         setup = {
             "way": self.way, "landlock": fence if tier is not Tier.NONE else [], "seccomp": tier is not Tier.NONE,
-            "home": home, "uid": identity.spare_uid(), "readable": readable, "scratch": scratch, "folder": self.folder,
+            "home": home, "uid": identity.spare_uid(), "readable": readable, "scratch": writable, "folder": self.folder,
             "scratch_bytes": self.limits.scratch_bytes, "scratch_inodes": self.limits.scratch_inodes,
             "kernel": shutil.which(gvisor.PROGRAM), "python": python.executable,
-            "environment": _environment(python, scratch), "supervisor": supervisor,
+            "environment": _environment(python, writable), "supervisor": supervisor,
         }  # fmt: skip
         if self.way == "bwrap" and self.folder:
             etc = {f"/etc/{name}": text.encode() for name, text in tree.ETC.items()}
@@ -169,19 +173,29 @@ class Jail:
         )  # fmt: skip
 
     def _start(self, setup: dict[str, Any], blobs: dict[str, bytes]) -> str:
+        """Tell the launcher what to build and, behind that, the supervisor what it is for.
+
+        None of it stands among a process's arguments: those are short, and every user of the machine can read them.
+        """
         self.socket.settimeout(_START_SECONDS)
-        encoded = json.dumps(setup).encode()
+        supervisor = setup.pop("supervisor")
+        setup |= {"limits": supervisor["limits"], "namespaces": supervisor["namespaces"]}
+        building, serving = json.dumps(setup).encode(), json.dumps(supervisor).encode()
+        parts = [LENGTH.pack(len(building)), building, *blobs.values(), LENGTH.pack(len(serving)), serving]
         try:
-            self.socket.sendall(b"".join([LENGTH.pack(len(encoded)), encoded, *blobs.values()]))
+            self.socket.sendall(b"".join(parts))
             (size,) = LENGTH.unpack(self._read(LENGTH.size, time.monotonic() + _START_SECONDS))
             if size > _MOST_TOLD:
                 raise JailError(f"the launcher told {size} bytes")
             told = json.loads(self._read(size, time.monotonic() + _START_SECONDS))
+        except memory.TooMuch:
+            self.close()
+            return "loading it took too much memory"
         except (OSError, ValueError) as error:
             raise JailError(f"the jail did not start: {error}{self._complaint()}") from error
         if "failed" in told:
             raise JailError(f"the jail could not be built: {told['failed']}")
-        return str(told.get("load_error", ""))[:300]
+        return legible(str(told.get("load_error", ""))[:300])
 
     def _complaint(self) -> str:
         """The last line that launcher, bubblewrap or gVisor wrote, where there is one."""
@@ -215,7 +229,10 @@ class Jail:
         self._yields_until = over if apart else 0.0
         try:
             self.socket.settimeout(limits.wall_seconds * count + HOST_GRACE_SECONDS)
-            self.socket.sendall(ORDER.pack(count, len(payload), wall, wall * count, cpu, nice, apart, nonce) + payload)
+            whole = min(wall * count, _MOST_FIELD)
+            self.socket.sendall(
+                ORDER.pack(count, len(payload), wall, whole, min(cpu, _MOST_CPU), nice, apart, nonce) + payload
+            )
             result = bytearray()
             while True:
                 kind, flags, status, wall_us, cpu_us, *sizes = REPORT.unpack(self._read(REPORT.size, deadline))
@@ -240,7 +257,7 @@ class Jail:
             raise
         if flags & LAST_ACT:
             self.close()
-        killed = status != 0 and self._killed_for_memory()
+        killed = self._killed_for_memory() and status != 0
         return Raw(flags, status, wall_us / 1e6, cpu_us / 1e6, bytes(result), stdout, stderr, nonce, killed)
 
     def _answer(self, answer: Callable[[int, bytes], bytes] | None, place: int, size: int, deadline: float) -> float:
@@ -314,7 +331,7 @@ class Jail:
             self._killed_at_end = self.cgroup.remove()
             self.cgroup = None
         if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            scratch.remove(self.folder)
 
 
 def _die_first(pid: int) -> None:

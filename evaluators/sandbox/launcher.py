@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ def main() -> None:
         os.dup2(handle, CHANNEL)
         os.close(handle)  # a busy host's may be any number
     os.set_inheritable(CHANNEL, True)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:  # what the host ignores or holds back
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.closerange(CHANNEL + 1, 256)
     setup, blobs = _read_setup()
     os.umask(0o022)
@@ -162,6 +166,7 @@ def _fork_first_process() -> None:
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+    os.setpgid(0, 0)  # else a signal to the own group would reach the parent outside
 
 
 def _enter_scratch(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:
@@ -177,12 +182,12 @@ def _enter_scratch(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:
 
 def _become_supervisor(setup: dict[str, Any]) -> None:
     kernel.fixed_addresses()
-    rlimits.restrict(setup["supervisor"]["limits"])
+    rlimits.restrict(setup["limits"])
     if setup["landlock"]:
         devices = [f"/dev/{name}" for name in tree.DEVICES]
         landlock.restrict(read=setup["landlock"], write=[setup["scratch"]], devices=devices)
     if setup["seccomp"]:
-        withheld = () if setup["supervisor"]["namespaces"] else seccomp.METADATA
+        withheld = () if setup["namespaces"] else seccomp.METADATA
         seccomp.install(seccomp.program(withheld=withheld, pretended=setup.get("pretends", False)))
     os.chdir(setup["scratch"])
     command = _supervisor(setup)
@@ -191,7 +196,7 @@ def _become_supervisor(setup: dict[str, Any]) -> None:
 
 def _supervisor(setup: dict[str, Any]) -> list[str]:
     code = _SUPERVISOR.format(setup["home"], setup.get("first", "supervisor"))
-    return [setup["python"], "-P", "-s", "-S", "-B", "-c", code, json.dumps(setup["supervisor"])]
+    return [setup["python"], "-P", "-s", "-S", "-B", "-c", code, setup["way"]]
 
 
 _WAYS = {"own": _enter_namespaces, "bwrap": _enter_built, "gvisor": _enter_kernel, "folder": _enter_scratch}

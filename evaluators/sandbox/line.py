@@ -5,6 +5,7 @@ One question at a time, passed on through buffers that are zeroed: no row may fi
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import time
@@ -104,6 +105,20 @@ class Line:
             else:
                 self.jail.poller.unregister(self.asking)
             self.listening = on
+
+
+def settings_from_host(*, guest: bool) -> dict[str, Any]:
+    """What the first process of a jail is for, as the host says it. guest: in a kernel of its own, which the launcher
+    on the host could not prepare."""
+    if guest:
+        os.dup2(0, CHANNEL)
+    (size,) = LENGTH.unpack(read_exactly(CHANNEL, LENGTH.size) or os._exit(0))
+    settings = json.loads(read_exactly(CHANNEL, size) or os._exit(0))
+    if guest:
+        from evaluators.sandbox.guest import settle  # noqa: PLC0415 - only there
+
+        settle(settings["limits"])
+    return settings
 
 
 def read_exactly(handle: int, size: int) -> bytes | None:

@@ -23,13 +23,15 @@ from evaluators.protocol import Isolation, Limits, Program, Result, Status, Tier
 from evaluators.sandbox import machine
 from evaluators.sandbox.jail import Jail, JailError, Raw
 from evaluators.sandbox.verdict import Verdict, finished, judge
-from evaluators.sandbox.wire import ACKNOWLEDGED
+from evaluators.sandbox.wire import ACKNOWLEDGED, LATE
 
 ATTEMPTS = 3
 AUDITED = 100  # one row in so many is scored again alone
 _LATE_OF, _LATE_MOST, _LATE_NICE = 10, 3, 19
 _BATCH_ROWS = 256  # rows of one process in batch mode
 _KEPT_PER_WORKER = 4
+_OF_PROGRAM, _OF_ROWS = 8, 2  # one part in so many of the memory may be a program's files, or the rows of a process
+_MOST_SENT = 2 << 30  # bytes, whatever the memory
 _REMEMBERED = 10_000  # programs, for how they behaved
 
 Key = tuple[str, Limits, str]
@@ -108,10 +110,10 @@ class Sandbox:
         groups: with `Isolation.GROUP`, the group of each row; neighbours of one group share a process (None = all rows
         are one group). In group and batch mode some rows are scored again alone; where that gives another score, the
         program keeps state, every row of this call is scored alone, and so are all later ones; its results say
-        `stateful_evaluator` in their details. Raises `TypeError` for a row that is not JSON.
+        `stateful_evaluator` in their details. Raises `TypeError` or `ValueError` for a row that is not JSON.
         """
         self._check_fence()
-        encoded = [_encoded(row) for row in rows]
+        encoded = [_encoded(row, place) for place, row in enumerate(rows)]
         desk = desk if desk and may_ask(program) else None
         limits = replace(limits, host_calls=desk.calls_each if desk else 0)
         call = _Call(self, (program.digest, limits, "score"), program, encoded, desk)
@@ -126,6 +128,8 @@ class Sandbox:
     def run_raw(self, program: Program, rows: Sequence[Row], *, limits: Limits, mode: str) -> Raw | None:
         """One order in a fresh process of a jail of `mode`: its raw report, or None when three jails failed."""
         self._check_fence()
+        if _too_large(program, rows, limits):
+            return Raw(ACKNOWLEDGED, 9, 0.0, 0.0, b"", b"", b"", b"", out_of_memory=True)
         key = (program.digest, limits, mode)
         for _ in range(ATTEMPTS):
             try:
@@ -271,6 +275,8 @@ class _Call:
     def _unit(self, unit: list[int], isolation: Isolation) -> list[Result]:
         """The results of one process's rows. A process that did not finish says nothing: its rows are run alone."""
         rows = [self.rows[place] for place in unit]
+        if len(unit) > 1 and _too_large(self.program, rows, self.key[1]):
+            return [result for place in unit for result in self._unit([place], isolation)]
         verdicts, raw, attempts, asking = self._attempts(rows)
         self.record.late.append(verdicts[0].status is Status.TIMEOUT)
         alone = len(unit) == 1 or verdicts[0].status is Status.LOAD_ERROR
@@ -282,6 +288,8 @@ class _Call:
     def _attempts(self, rows: list[Row]) -> tuple[list[Verdict], Raw | None, int, Asking | None]:
         key, verdicts, raw, asking = self.key, [], None, None
         names = [hashlib.sha256(text).hexdigest() for text, _ in rows] if self.desk else []
+        if problem := _too_large(self.program, rows, key[1]):
+            return [problem] * len(rows), None, 1, None
         for attempt in range(1, ATTEMPTS + 1):
             asking = Asking(self.desk, names) if self.desk else None
             try:
@@ -297,6 +305,8 @@ class _Call:
                 raw, verdicts = None, [Verdict(Status.INFRA_ERROR, message=str(error)[:300])] * len(rows)
             if verdicts[0].status is not Status.INFRA_ERROR:
                 return verdicts, raw, attempt, asking
+        if raw is not None and raw.flags & LATE:  # each time before it had read its rows: there is no time at all
+            verdicts = [Verdict(Status.TIMEOUT, message=f"longer than {key[1].wall_seconds:g} s")] * len(rows)
         return verdicts, raw, ATTEMPTS, asking
 
     def _result(self, verdict: Verdict, raw: Raw | None, isolation: Isolation, attempts: int) -> Result:
@@ -310,10 +320,30 @@ class _Call:
         )  # fmt: skip
 
 
-def _encoded(row: Mapping[str, Any]) -> Row:
+def _encoded(row: Mapping[str, Any], place: int) -> Row:
     """The row's JSON, and the seed that it decides."""
-    text = json.dumps(dict(row), separators=(",", ":")).encode()
+    if not isinstance(row, Mapping):
+        raise TypeError(f"row {place} is {type(row).__name__}, not a mapping of field names to JSON values")
+    try:
+        text = json.dumps(dict(row), separators=(",", ":")).encode()
+    except TypeError as error:
+        raise TypeError(f"row {place} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"row {place} is not JSON: {error}") from None
     return text, int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def _too_large(program: Program, rows: Sequence[Row], limits: Limits) -> Verdict | None:
+    """What no jail is started for: it could not hold the program's files, or the row and what it is decoded to."""
+    most = min(limits.memory_bytes, _MOST_SENT)
+    size = sum(map(len, program.files.values()))
+    if size > most // _OF_PROGRAM:
+        why = f"the program has {size:,} bytes; {most // _OF_PROGRAM:,} are allowed with {most:,} bytes of memory"
+        return Verdict(Status.LOAD_ERROR, message=why)
+    size = sum(len(text) for text, _ in rows)
+    if size > most // _OF_ROWS:
+        return Verdict(Status.OOM, message=f"the row has {size:,} bytes, and {most:,} bytes of memory for all")
+    return None
 
 
 def _units(count: int, isolation: Isolation, groups: Sequence[int] | None) -> list[list[int]]:

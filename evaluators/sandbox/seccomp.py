@@ -1,7 +1,8 @@
 """The system call filter: an allow-list compiled to BPF and installed by prctl, no library needed.
 
 The one decision: default-deny. A foreign architecture or x32 number kills the process, a number beyond the last known
-answers ENOSYS, everything else that is not allowed answers EPERM; a few calls are allowed for harmless arguments only.
+answers ENOSYS, everything else that is not allowed answers EPERM; a few calls are allowed for harmless arguments only,
+and a few answer as if they had been done.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import struct
 
 from evaluators.sandbox import kernel
 from evaluators.sandbox.kernel import PR_SET_SECCOMP
-from evaluators.sandbox.syscalls import ALLOWED, ARCHITECTURES, AUDIT, CHECKED, CLONE3, LAST_KNOWN, XATTRS
+from evaluators.sandbox.syscalls import ALLOWED, ARCHITECTURES, AUDIT, CHECKED, CLONE3, LAST_KNOWN, PRETENDED, XATTRS
 
-_LOAD, _RETURN = 0x20, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_RET|BPF_K
+_LOAD, _RETURN, _AND = 0x20, 0x06, 0x54  # BPF_LD|BPF_W|BPF_ABS, BPF_RET|BPF_K, BPF_ALU|BPF_AND|BPF_K
 _EQUAL, _GREATER, _AT_LEAST, _ANY_BIT = 0x15, 0x25, 0x35, 0x45  # BPF_JMP with K
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
@@ -24,6 +25,8 @@ _SECCOMP_MODE_FILTER = 2
 
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* of clone(2)
 _AF_UNIX = 1
+_SOCKET_KINDS = (1, 5)  # streams of bytes or messages; datagrams could be sent to any socket that has a path
+_SOCKET_FLAGS = 0x80800  # non-blocking, close-on-exec
 _PRCTL = (1, 2, 3, 15, 16, 38, 39)  # parent-death signal, dumpable (get), name, no_new_privs
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1032)  # dup, descriptor and status flags, dup with close-on-exec, size of a pipe
@@ -71,7 +74,8 @@ def program(*, machine: str | None = None, withheld: tuple[str, ...] = (), prete
     numbers = sorted(number for pair in pairs if (number := pair[place]) is not None)
     for low, high in _ranges(numbers):
         code += [_op(_AT_LEAST, low, 0, 2), _op(_GREATER, high, 1, 0), _op(_RETURN, _ALLOW)]
-    for number in (ALLOWED[name][place] for name in withheld if pretended):
+    done = [*PRETENDED.values(), *(ALLOWED[name] for name in withheld if pretended)]
+    for number in (pair[place] for pair in done):
         code += [_op(_EQUAL, number, 0, 1), _refuse(0)] if number is not None else []
     return b"".join([*code, _refuse(errno.EPERM)])
 
@@ -83,10 +87,11 @@ def install(instructions: bytes) -> None:
 
 
 def spare(pid: int, *, machine: str | None = None) -> bytes:
-    """A second filter, for evaluating children that could signal the supervisor: none to `pid`, none to everybody."""
+    """A second filter, for evaluating children that could signal the supervisor: none to `pid`, none to everybody, and
+    none to the own group by number 0, which they may share with it."""
     place = ARCHITECTURES[machine or platform.machine()]
     body = [_argument(0)]
-    for value in (pid, -pid & 0xFFFFFFFF, 0xFFFFFFFF):
+    for value in (pid, -pid & 0xFFFFFFFF, 0xFFFFFFFF, 0):
         body += [_op(_EQUAL, value, 0, 1), _refuse(errno.EPERM)]
     code = [_op(_LOAD, _NUMBER)]
     for name in _SIGNALS:
@@ -107,10 +112,11 @@ def _argument(place: int) -> bytes:
     return _op(_LOAD, _ARGUMENTS + 8 * place)  # the low half: what the kernel's ints and unsigned ints look at
 
 
-def _one_of(allowed: tuple[int, ...], *, place: int = 0, refusal: int = errno.EPERM) -> list[bytes]:
-    """Allow if an argument is one of `allowed`."""
+def _one_of(allowed: tuple[int, ...], *, place: int = 0, refusal: int = errno.EPERM, without: int = 0) -> list[bytes]:
+    """Allow if an argument, but for the bits of `without`, is one of `allowed`."""
+    masked = [_op(_AND, without ^ 0xFFFFFFFF)] if without else []
     tests = [_op(_EQUAL, value, len(allowed) - at, 0) for at, value in enumerate(allowed)]
-    return [_argument(place), *tests, _refuse(refusal), _op(_RETURN, _ALLOW)]
+    return [_argument(place), *masked, *tests, _refuse(refusal), _op(_RETURN, _ALLOW)]
 
 
 def _zeros(*places: int) -> list[bytes]:
@@ -133,7 +139,7 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
 
 _CHECKS = {
     "clone": [_argument(0), _op(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), _op(_RETURN, _ALLOW)],
-    "socketpair": _one_of((_AF_UNIX,)),
+    "socketpair": [*_one_of((_AF_UNIX,))[:-1], *_one_of(_SOCKET_KINDS, place=1, without=_SOCKET_FLAGS)],
     "prctl": _one_of(_PRCTL),
     "ioctl": _one_of(_IOCTL, place=1, refusal=errno.ENOTTY),
     "fcntl": _one_of(_FCNTL, place=1),

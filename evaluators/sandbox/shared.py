@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from evaluators.sandbox.pool import Sandbox
 _FILE = "evaluator.py"
 _lock = threading.Lock()
 _pool: list[Sandbox] = []
+_parents: list[Sandbox] = []  # of the process that this one was forked from; not touched
 
 
 def run(source: str, entry: str, rows: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> list[Result]:
@@ -21,12 +23,15 @@ def run(source: str, entry: str, rows: Sequence[Mapping[str, Any]], limits: Limi
     The function gets the row's fields as keyword arguments, those that it takes; a first parameter that is no field
     (`row`) gets the whole row. It returns a number, `{"score": ...}`, `(score, metrics)` or an object with `score`.
     Nothing that the source does raises here: every row ends with a status. Raises `SandboxRefused` when this machine
-    gives no fence, and `TypeError` for a row that is not JSON.
+    gives no fence, `TypeError` or `ValueError` for a row that is not JSON, `TypeError` for a source that is no text.
 
         run("def length(answer): return len(answer) / 10", "length", [{"answer": "ab"}])[0].score.score  # 0.2
     """
+    for name, value in (("source", source), ("entry", entry)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {type(value).__name__}, not a text")
     program = Program({_FILE: source.encode("utf-8", "surrogatepass")}, f"{_FILE}::{entry}")
-    return shared_pool().evaluate(program, rows, limits=limits or Limits.snippet())
+    return shared_pool().evaluate(program, list(rows), limits=limits or Limits.snippet())
 
 
 def shared_pool() -> Sandbox:
@@ -34,5 +39,21 @@ def shared_pool() -> Sandbox:
     with _lock:
         if not _pool:
             _pool.append(Sandbox())
-            atexit.register(_pool[0].close)
         return _pool[0]
+
+
+def _close() -> None:
+    for one in _pool:
+        one.close()
+
+
+def _leave_to_parent() -> None:
+    """A forked process makes a pool of its own: in one that is shared both would read from the same jails."""
+    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
+    _lock = threading.Lock()
+    _parents.extend(_pool)
+    _pool.clear()
+
+
+atexit.register(_close)
+os.register_at_fork(after_in_child=_leave_to_parent)

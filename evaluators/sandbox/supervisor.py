@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from evaluators.sandbox import child, host, scratch
-from evaluators.sandbox.line import Line, read_exactly, write_all
+from evaluators.sandbox.line import Line, read_exactly, settings_from_host, write_all
 from evaluators.sandbox.wire import (
     ACKNOWLEDGE,
     ACKNOWLEDGED,
@@ -40,18 +40,14 @@ from evaluators.sandbox.wire import (
 )  # fmt: skip
 
 _CHUNK = 32 << 10
+_COMPILE_SECONDS = 2.0  # at least, however little a row may take
 _PATIENCE = 1.0  # seconds between looks while the host answers
 _LOOK = 0.005  # seconds between looks at the child where there are no pidfds
 
 
 def main() -> None:
     """Load the program, say so, then serve orders until the host closes the stream."""
-    settings = json.loads(sys.argv[1])
-    del sys.argv[1:]
-    if settings["guest"]:
-        from evaluators.sandbox import guest  # noqa: PLC0415 - only where no launcher could do it
-
-        guest.settle(settings["limits"])
+    settings = settings_from_host(guest=sys.argv.pop() == "gvisor")
     null = os.open("/dev/null", os.O_RDWR)
     for handle in (1, 2):  # until here the host listened to what a failing start says
         os.dup2(null, handle)
@@ -98,10 +94,8 @@ class _Supervisor:
 
             self.settings["guard"] = seccomp.install, seccomp.spare(os.getpid())
         for name in self.settings["preload"]:
-            try:
+            with suppress(Exception, SystemExit):  # the child meets the same error, and reports it
                 importlib.import_module(name)
-            except ImportError:
-                continue  # the child meets the same error, and reports it
         if self.settings["mode"] == "code":
             return ""
         self.settings["host"] = host
@@ -111,7 +105,7 @@ class _Supervisor:
             os.close(CHANNEL)
             child.try_compile(self.settings, writing)
         os.close(writing)
-        problem = self._listen(reading, time.monotonic() + self.limits["wall_seconds"])
+        problem = self._listen(reading, time.monotonic() + max(self.limits["wall_seconds"], _COMPILE_SECONDS))
         os.close(reading)
         self._end_all(pid)
         if problem != "ok":
@@ -261,10 +255,13 @@ class _Evaluation:
         return 0.0
 
     def drain(self) -> None:
-        """The rest, after every writer is dead: reads end by themselves."""
+        """The rest, after every writer is dead. A pipe need not end for that: its other end may lie in a message to
+        nobody, until the kernel collects that."""
         for handle in list(self.open):
-            while self.read(handle) and not self.flags & (OUTPUT_FLOOD | RESULT_FLOOD):
-                pass
+            os.set_blocking(handle, False)
+            with suppress(BlockingIOError):
+                while self.read(handle) and not self.flags & (OUTPUT_FLOOD | RESULT_FLOOD):
+                    pass
 
     def read(self, handle: int) -> bool:
         """Take what is there; False at the end of the pipe."""

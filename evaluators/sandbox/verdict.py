@@ -6,6 +6,7 @@ end mark says nothing about any of its rows but for why the process ended.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from evaluators.sandbox.wire import (
     OUTPUT_FLOOD,
     RESULT_FLOOD,
 )  # fmt: skip
-from evaluators.scores import BadResult, decode, parse
+from evaluators.scores import BadResult, decode, legible, parse
 
 _MESSAGE = 300
 _TOLD = {Status.ERROR, Status.OOM, Status.PIDS, Status.LOAD_ERROR, Status.BAD_RESULT, Status.RESULT_FLOOD}
@@ -81,8 +82,11 @@ def ended(raw: Raw, rows: int, limits: Limits) -> Verdict | None:
 
 def _signalled(number: int, raw: Raw, rows: int, limits: Limits) -> Verdict:
     allowed = whole_cpu_seconds(limits) * rows
-    over = raw.cpu_seconds >= allowed - _CPU_SLACK
-    if number == signal.SIGXCPU or (number == signal.SIGKILL and over):
+    used: dict[int, float] = {
+        signal.SIGXCPU: allowed / 2,
+        signal.SIGKILL: allowed - _CPU_SLACK,
+    }  # anybody can send these
+    if raw.cpu_seconds >= used.get(number, math.inf):
         return Verdict(Status.TIMEOUT, message=f"more than {limits.cpu_seconds:g} s of CPU time")
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return Verdict(Status.CRASH, message=f"ended by {name}", details={"signal": number})
@@ -111,11 +115,11 @@ def _row(status: Status, text: bytes, limits: Limits) -> Verdict:
             return Verdict(Status.OK, score) if score.is_score_valid else Verdict(Status.INVALID, score, reason)
         told = decode(text, max_bytes=limits.result_bytes)
     except BadResult as error:
-        return Verdict(Status.BAD_RESULT, message=str(error)[:_MESSAGE])
+        return Verdict(Status.BAD_RESULT, message=legible(str(error)[:_MESSAGE]))
     if not isinstance(told, dict):
         return Verdict(Status.BAD_RESULT, message="the result channel carried something else")
-    message = str(told.get("message") or _DEFAULTS.get(status, ""))[:_MESSAGE]
-    details = {"type": str(told["type"])[:100]} if "type" in told else {}
+    message = legible(str(told.get("message") or _DEFAULTS.get(status, ""))[:_MESSAGE])
+    details = {"type": legible(str(told["type"])[:100])} if "type" in told else {}
     return Verdict(status, message=message, details=details)
 
 

@@ -502,3 +502,5 @@ whole(
     "def f(row):\n    for n in range(6):\n        if os.fork() == 0:\n            while True: pass\n    return 0.0",
     OK,
 )
+
+from tests.hostile import cases_more as _more  # noqa: E402, F401 - adds its own to the list

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-UID = 61234  # nobody's
 
 
 def python(arguments: list[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
-    """`python arguments` as `UID`, with the checkout's packages importable. The caller is root."""
+    """`python arguments` as a user that nobody else is, with the checkout's packages importable. The caller is root.
+
+    Tests may run side by side, and the kernel counts the processes of a user, not of a test.
+    """
     command = [sys.executable, "-I", str(Path(__file__)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd="/")
 
@@ -24,9 +26,10 @@ def python(arguments: list[str], *, timeout: float) -> subprocess.CompletedProce
 def _become_ordinary(arguments: list[str]) -> None:
     sys.path.insert(0, str(ROOT))
     from evaluators.sandbox import kernel
+    from evaluators.sandbox.identity import spare_uid
     from evaluators.sandbox.interpreter import interpreter
 
-    here = interpreter(None)
+    here, user = interpreter(None), spare_uid()
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     needed = [*map(Path, here.readable), ROOT / "evaluators", ROOT / "tests"]
@@ -40,8 +43,8 @@ def _become_ordinary(arguments: list[str]) -> None:
             path.mkdir(parents=True, exist_ok=True)
             kernel.mount(f"/proc/self/fd/{handle}", str(path), None, kernel.MS_BIND | kernel.MS_REC)
     os.setgroups([])
-    os.setresgid(UID, UID, UID)
-    os.setresuid(UID, UID, UID)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
     os.execve(here.executable, [here.executable, "-P", "-s", *arguments], environment)
 

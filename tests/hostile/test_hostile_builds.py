@@ -168,7 +168,7 @@ def test_a_build_script_reaches_nothing(index: PackageIndex, decoys: World, tmp_
     assert {path for path, _ in index.asked} == {
         "/simple/hostile/", "/packages/hostile-1.0.tar.gz", "/simple/absent/",
     }  # fmt: skip
-    assert set(left_behind()) == before
+    assert set(left_behind()) - before == set()
     assert build.log is not None and SECRET not in build.log.read_text()
     assert "refused" in build.log.read_text()  # what was asked and not answered
 
@@ -288,7 +288,7 @@ def test_an_ordinary_users_builds_are_fenced_too(decoys: World, tier: str, launc
     with package_index() as index:
         row = {**decoys.row, "index": int(index.root.rpartition(":")[2]), "lines": []}
         index.add(source(row), "hostile-1.0.tar.gz")
-        done = ordinary.python(["-c", _ORDINARY, tier, launcher, index.url], timeout=300)
+        done = ordinary.python(["-c", _ORDINARY, tier, launcher, index.url], timeout=1200)
         assert done.returncode == 0, done.stderr
         message, probes = json.loads(done.stdout.splitlines()[-1])
         assert message == "built"

@@ -15,7 +15,8 @@ from evaluators.sandbox.interpreter import interpreter, is_open, preloads
 from evaluators.sandbox.machine import choose
 from trainer.__main__ import main
 
-FAST = Limits(wall_seconds=1.0, cpu_seconds=1.0, memory_bytes=256 << 20)
+SMALL = Limits(wall_seconds=60.0, cpu_seconds=60.0, memory_bytes=256 << 20)
+SHORT = Limits(wall_seconds=60.0, cpu_seconds=1.0, memory_bytes=256 << 20)
 
 
 def test_no_fence_is_refused_unless_the_operator_says_so() -> None:
@@ -40,6 +41,7 @@ def test_the_launcher_is_ours_and_bubblewrap_where_that_does_not_hold(monkeypatc
     now = time.monotonic()
     found = {(Tier.STANDARD, "own"): (now, ""), (Tier.STANDARD, "bwrap"): (now, "")}
     monkeypatch.setattr(this_machine, "_asked", found)
+    monkeypatch.delenv("TRAINER_SANDBOX_LAUNCHER", raising=False)
     assert choose("auto", allow_none=False) == (Tier.STANDARD, "own")
     assert choose("standard", allow_none=False, launcher="bwrap") == (Tier.STANDARD, "bwrap")
     monkeypatch.setenv("TRAINER_SANDBOX_LAUNCHER", "bwrap")
@@ -118,19 +120,19 @@ def test_programs_that_should_not_share_a_process_are_known(source: str, shares:
 
 
 def test_a_models_program_runs_apart() -> None:
-    good = run_code("print(int(input()) * 2)", "21\n", FAST)
+    good = run_code("print(int(input()) * 2)", "21\n", SMALL)
     assert (good.status, good.exit_status, good.stdout, good.stderr) == (Status.OK, 0, "42\n", "")
-    failed = run_code("raise SystemExit(3)", limits=FAST)
+    failed = run_code("raise SystemExit(3)", limits=SMALL)
     assert (failed.status, failed.exit_status) == (Status.ERROR, 3)
-    broken = run_code("1/0", limits=FAST)
+    broken = run_code("1/0", limits=SMALL)
     assert (broken.status, broken.exit_status) == (Status.ERROR, 1)
     assert broken.stderr.splitlines()[0] == "Traceback (most recent call last):"
     assert "child.py" not in broken.stderr
-    assert run_code("while True: pass", limits=FAST).status is Status.TIMEOUT
-    assert run_code("x = bytearray(1 << 40)", limits=FAST).status is Status.OOM
-    assert run_code("import os; os.kill(os.getpid(), 11)", limits=FAST).status is Status.CRASH
-    assert run_code("while True: print('x' * 999)", limits=FAST).status is Status.OUTPUT_FLOOD
-    assert run_code("if __name__ == '__main__': print(1)", limits=FAST).stdout == "1\n"
+    assert run_code("while True: pass", limits=SHORT).status is Status.TIMEOUT
+    assert run_code("x = bytearray(1 << 40)", limits=SMALL).status is Status.OOM
+    assert run_code("import os; os.kill(os.getpid(), 11)", limits=SMALL).status is Status.CRASH
+    assert run_code("while True: print('x' * 999)", limits=SMALL).status is Status.OUTPUT_FLOOD
+    assert run_code("if __name__ == '__main__': print(1)", limits=SMALL).stdout == "1\n"
 
 
 def test_a_models_program_finds_no_descriptor_and_no_judge() -> None:
@@ -147,7 +149,7 @@ print(os.listdir("/program") if os.path.exists("/program") else [], len(sys.argv
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]  # as in a busy gateway
     try:
         with Sandbox(workers=1) as sandbox:
-            assert run_code(source, "secret input", FAST, sandbox=sandbox).stdout == "[] 1\n"
+            assert run_code(source, "secret input", SMALL, sandbox=sandbox).stdout == "[] 1\n"
     finally:
         for handle in held:
             os.close(handle)

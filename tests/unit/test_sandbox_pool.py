@@ -16,7 +16,7 @@ from evaluators.sandbox.jail import Jail
 from evaluators.sandbox.pool import _units
 from evaluators.sandbox.wire import LATE
 
-LIMITS = Limits(wall_seconds=2.0, memory_bytes=256 << 20)
+LIMITS = Limits(wall_seconds=60.0, cpu_seconds=60.0, memory_bytes=256 << 20)
 PURE = Program({"pure.py": b"import os\ndef f(n):\n    return n * 0.5\n"}, "pure.py::f")
 COUNTER = Program({"count.py": b"seen = []\ndef f(n):\n    seen.append(n)\n    return len(seen)\n"}, "count.py::f")
 
@@ -78,13 +78,14 @@ def test_a_killed_jail_costs_an_attempt_and_no_row() -> None:
 
 
 def test_a_jail_killed_in_the_middle_of_a_row_is_replaced() -> None:
-    slow = Program({"slow.py": b"import time\ndef f(n):\n    time.sleep(0.5)\n    return n\n"}, "slow.py::f")
+    slow = Program({"slow.py": b"import time\ndef f(n):\n    time.sleep(n)\n    return n\n"}, "slow.py::f")
     with Sandbox(workers=1) as sandbox, ThreadPoolExecutor(1) as executor:
-        scores(sandbox.evaluate(slow, [{"n": 1}], limits=LIMITS))
+        scores(sandbox.evaluate(slow, [{"n": 0}], limits=LIMITS))
         (jail,) = jails(sandbox)
         (supervisor,) = jail_memory.children(jail.process.pid)
         running = executor.submit(sandbox.evaluate, slow, [{"n": 2}], limits=LIMITS)
         while not jail_memory.children(supervisor):
+            assert not running.done()
             threading.Event().wait(0.005)
         os.kill(supervisor, signal.SIGKILL)
         (result,) = running.result()
@@ -101,7 +102,7 @@ def test_jails_of_programs_not_used_for_longest_make_room() -> None:
 
 
 def test_a_program_that_keeps_being_late_yields_the_processor() -> None:
-    limits = Limits(wall_seconds=0.1)
+    limits = Limits(wall_seconds=0.5)
     late = Program({"late.py": b"import time\ndef f(n):\n    time.sleep(60)\n"}, "late.py::f")
     with Sandbox(workers=2) as sandbox:
         results = sandbox.evaluate(late, [{"n": n} for n in range(4)], limits=limits)
@@ -194,7 +195,7 @@ def test_the_jail_goes_when_its_launcher_is_killed() -> None:
         (supervisor,) = jail_memory.children(jail.process.pid)
         os.kill(jail.process.pid, signal.SIGKILL)
         jail.process.wait()
-        for _ in range(400):
+        for _ in range(6000):
             if not Path("/proc", str(supervisor)).exists() or "Z" in state(supervisor):
                 break
             threading.Event().wait(0.01)

@@ -69,7 +69,8 @@ def test_the_most_specific_cause_wins() -> None:
     assert status(raw(good, oom=True)) is Status.OOM
     assert status(raw(b"A", wait_status=9, cpu=2.0)) is Status.TIMEOUT  # two seconds are the limit
     assert status(raw(b"A", wait_status=9, cpu=0.1)) is Status.CRASH
-    assert status(raw(b"A", wait_status=24, cpu=0.1)) is Status.TIMEOUT  # SIGXCPU
+    assert status(raw(b"A", wait_status=24, cpu=1.9)) is Status.TIMEOUT  # SIGXCPU
+    assert status(raw(b"A", wait_status=24, cpu=0.1)) is Status.CRASH  # which it sent itself
     assert status(raw(good, flags=ACKNOWLEDGED | LATE)) is Status.TIMEOUT
     assert status(raw(good, flags=ACKNOWLEDGED | OUTPUT_FLOOD | LATE)) is Status.OUTPUT_FLOOD
     assert status(raw(good, flags=ACKNOWLEDGED | RESULT_FLOOD)) is Status.RESULT_FLOOD
