@@ -23,7 +23,8 @@ JOBS = f"{A}/supervisedFineTuningJobs"
 
 
 @pytest.fixture
-def both(tmp_path: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
+def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[GatewayClient, Gateway]]:
+    monkeypatch.setenv("TRAINER_HOME", str(tmp_path / "home"))  # without prices of one's own
     with opened(tmp_path / "gateway") as found:
         yield found
 
@@ -233,8 +234,9 @@ def test_patch(client: GatewayClient) -> None:
     url = f"{A}/datasets/rows"
     assert ask(client, "PATCH", url, {"displayName": "new", "state": "UPLOADING"})["displayName"] == "new"
     assert ask(client, "GET", url)["state"] == "READY"
-    changed = ask(client, "PATCH", f"{url}?updateMask=external_url", {"displayName": "other", "externalUrl": "u"})
-    assert (changed["displayName"], changed["externalUrl"]) == ("new", "u")
+    given = {"displayName": "other", "sourceJobName": "job"}
+    changed = ask(client, "PATCH", f"{url}?updateMask=source_job_name", given)
+    assert (changed["displayName"], changed["sourceJobName"]) == ("new", "job")
     assert "displayName" not in ask(client, "PATCH", f"{url}?updateMask=displayName", {})
     assert "updateMask" in refused(client, "PATCH", f"{url}?updateMask=state", {"state": "READY"})["message"]
     assert "format" in refused(client, "PATCH", url, {"format": "RL"})["message"]
@@ -242,7 +244,7 @@ def test_patch(client: GatewayClient) -> None:
     starred = ask(
         client, "PATCH", f"{url}?updateMask=*", {"displayName": "only", "format": "CHAT", "exampleCount": "3"}
     )
-    assert (starred["displayName"], starred["state"], "externalUrl" in starred) == ("only", "READY", False)
+    assert (starred["displayName"], starred["state"], "sourceJobName" in starred) == ("only", "READY", False)
 
 
 def put_model(client: GatewayClient, files: dict[str, bytes], kind: str) -> httpx.Response:

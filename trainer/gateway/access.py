@@ -17,7 +17,7 @@ from trainer.gateway.errors import GatewayError
 from trainer.gateway.keys import Verifier, unauthenticated
 from trainer.gateway.principal import OWNER, PUBLIC_ACCOUNT, Principal
 
-_LOOPBACK_NAMES = frozenset({"localhost", "embedded"})  # the second: a client inside this process
+IN_PROCESS = "embedded"  # the host that a client inside this process asks
 
 
 class Access(Protocol):
@@ -39,10 +39,13 @@ class Open:
 
     needs_keys = False
 
+    def __init__(self, *, in_process: bool = False) -> None:
+        self._own = frozenset({IN_PROCESS}) if in_process else frozenset[str]()  # of a server, a name in some network
+
     def check_origin(self, headers: Mapping[str, str]) -> None:
         origin = headers.get("origin")
         for what, name in (("Host", _host(headers)), ("Origin", _hostname(origin) if origin else "localhost")):
-            if not is_loopback(name):
+            if not is_loopback(name) and name not in self._own:
                 raise GatewayError(
                     "PERMISSION_DENIED",
                     f"{what} {name!r}: this gateway serves its own machine only; reach it as localhost or 127.0.0.1",
@@ -63,7 +66,7 @@ class Keys:
 
     def check_origin(self, headers: Mapping[str, str]) -> None:
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != headers.get("host", ""):
+        if origin and _netloc(origin) != headers.get("host", "").lower():
             raise GatewayError(
                 "PERMISSION_DENIED", f"Origin {origin[:80]!r}: pages of other sites may not use this gateway",
                 reason="FOREIGN_ORIGIN",
@@ -87,27 +90,37 @@ def shown_key(headers: Mapping[str, str]) -> str:
 
 def check_names(principal: Principal, body: Any) -> None:
     """No value of a body may be the name of another account's resource. Raises NOT_FOUND, as if it were not there."""
-    stack = [body]
+    stack = [("", body)]
     while stack:
-        value = stack.pop()
+        where, value = stack.pop()
         if isinstance(value, dict):
-            stack += value.values()
+            stack += [(f"{where}.{key}" if where else key, item) for key, item in value.items()]
         elif isinstance(value, list):
-            stack += value
+            stack += [(where, item) for item in value]
         elif isinstance(value, str) and value.startswith("accounts/") and value.count("/") >= 3:
             account = "/".join(value.split("/", 2)[:2])
             if account not in (principal.account, PUBLIC_ACCOUNT):
-                raise GatewayError("NOT_FOUND", f"{json.dumps(value[:200])} not found", metadata={"name": value[:200]})
+                raise GatewayError(
+                    "NOT_FOUND", f"{where[:200]}: {json.dumps(value[:200])} not found",
+                    metadata={"field": where[:200], "name": value[:200]},
+                )  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
     """True when `host` can only mean this machine."""
-    if host in _LOOPBACK_NAMES:
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:  # as below
+        return ""
 
 
 def _host(headers: Mapping[str, str]) -> str:

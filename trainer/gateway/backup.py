@@ -3,8 +3,9 @@
 A backup is a folder, independent of where the gateway keeps things: `records.jsonl` has every row of every table,
 `files/` the files, `keys/` what signs URLs and opens secrets, and `manifest.json`, written last, the sizes and sha256.
 Writers go on meanwhile. When a file that a record speaks of has gone or changed before it could be copied, the records
-are read again. Runs lie beside the gateway and are folders of their own: copy them as they are. Who holds a backup with
-its keys can read the secrets in it; it is made for its owner's eyes only (mode 0700).
+are read again; in the last of a few such rounds writers wait. Runs lie beside the gateway and are folders of their own:
+copy them as they are. Who holds a backup with its keys can read the secrets in it; it is made for its owner's eyes only
+(mode 0700).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,13 +142,16 @@ def _restore_records(source: Path, folder: Path, url: str | None, manifest: dict
 
 
 def _copied(store: Store, files: FileStore, made: Path) -> tuple[dict[str, moving.Extent], dict[str, Any]]:
+    """Records and files that agree. Where writers are faster than `_ROUNDS` tries they wait for the last one, in which
+    only what is new since the one before is copied."""
     had, changed = dict[str, Any](), ""
-    for _ in range(_ROUNDS):
-        extents = _copy_records(store, made / RECORDS)
-        try:
-            return extents, _copy_files(files, made, had)
-        except _Changed as error:
-            changed = str(error)
+    for left in reversed(range(_ROUNDS)):
+        with nullcontext() if left else store.database.writing():
+            extents = _copy_records(store, made / RECORDS)
+            try:
+                return extents, _copy_files(files, made, had)
+            except _Changed as error:
+                changed = str(error)
     raise GatewayError(
         "ABORTED", f"{changed} and others change faster than they can be copied; repeat when it is quiet"
     )

@@ -96,7 +96,8 @@ def _body(found: BaseModel) -> dict[str, Any]:
 
 def known_here(gateway: Gateway, *, parent: str) -> str:
     """The way out of a model that is not here."""
-    own = [m.id for m in gateway.store.every("models") if m.parent == parent and m.body.get("state") == "READY"]
+    mine = gateway.store.every("models", resources.c.parent == parent, resources.c.state == "READY")
+    own = [model.id for model in mine]
     return (
         f"models that are here: {', '.join(own[:10]) or 'none'}; {_PREFIX}* has {', '.join(sorted(known())[:4])}, ... "
         f"({len(known())} names); others must be uploaded (POST .../models) or imported (:import) first"

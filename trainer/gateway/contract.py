@@ -30,8 +30,10 @@ _METHODS = ("get", "post", "put", "patch", "delete")
 _REF = "#/components/schemas/"
 _SECRET = re.compile(r"apikey|api_key|secret|token|password|^value$", re.IGNORECASE)
 _DEFAULT_ORDER = re.compile(r'default (?:order is by )?"(\w+)( desc)?"')
-_INTEGER = re.compile(r"-?\d{1,20}")
+_INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
 _BITS = {"int32": 31, "int64": 63}
+_FEWER = re.compile(r"Must be fewer than (\d{1,6}) characters long")  # how the contract's texts say it
+_LONGEST = "x-longest"
 _SHOWN = 80  # characters of a wrong value that a message repeats
 
 
@@ -79,6 +81,7 @@ class Contract:
         for name, added in FIELDS.items():
             old = self.schemas[name]
             self.schemas[name] = {**old, "properties": {**old["properties"], **added}}
+        self.schemas = {name: _with_limits(schema) for name, schema in self.schemas.items()}
         self.operations: dict[str, Operation] = {}
         self._routes: dict[tuple[int, str], list[tuple[list[str], dict[str, Operation]]]] = {}
         for path, item in {**document["paths"], **PATHS}.items():
@@ -107,13 +110,11 @@ class Contract:
                 return Match(by_method[method], params)
             allowed |= set(by_method)
         if allowed:
+            way_out = ", ".join(sorted(allowed))
             raise GatewayError(
-                "UNIMPLEMENTED",
-                f"{method} is not possible on {path}; the contract has {', '.join(sorted(allowed))} there",
-                reason="METHOD_NOT_ALLOWED",
-                metadata={"allow": ", ".join(sorted(allowed))},
-                http_status=405,
-            )
+                "UNIMPLEMENTED", f"{method} is not possible on {path}; the contract has {way_out} there",
+                reason="METHOD_NOT_ALLOWED", metadata={"allow": way_out}, http_status=405,
+            )  # fmt: skip
         raise GatewayError(
             "NOT_FOUND",
             f"{path} is not a path of the gateway's contract",
@@ -197,7 +198,13 @@ class Contract:
                 value[key] = text
                 unknown.append(name)
                 continue
-            value[key] = _from_text(self.schema(operation.query[key]), text, name)
+            schema = self.schema(operation.query[key])
+            if schema.get("type") == "array":
+                value.setdefault(key, []).append(_from_text(self.schema(schema.get("items", {})), text, name))
+                continue
+            if key in value:
+                raise invalid(f"{name}: given twice; give it once", field=key)
+            value[key] = _from_text(schema, text, name)
         return Checked(value, unknown)
 
 
@@ -263,6 +270,8 @@ class _Reader:
                     self.unknown.append(f"{where}.{name}" if where else name)
                 found[name] = item
             elif item is not None:
+                if key in found:
+                    raise invalid(f"{path}: given twice, as {key} and as {name}; give it once", field=path)
                 item_schema = self.contract.schema(properties[key])
                 if self.keep_read_only or not item_schema.get("readOnly"):
                     found[key] = self.read(item_schema, item, path)
@@ -287,6 +296,9 @@ class _Reader:
             return str(_integer(value, where, text=True, form="int64"))
         if not isinstance(value, str):
             raise _wrong(where, value, "string")
+        longest = schema.get(_LONGEST)
+        if longest is not None and len(value) > longest and not self.keep_read_only:
+            raise invalid(f"{where}: longer than {longest} characters ({len(value)})", field=where)
         if form != "date-time":
             return value
         time = canonical(value)
@@ -376,6 +388,14 @@ def _from_text(schema: Schema, text: str, name: str) -> Any:
     return text
 
 
+def _with_limits(schema: Schema) -> Schema:
+    """The schema, with the lengths of its fields' texts where their descriptions limit them."""
+    fields = schema.get("properties", {})
+    found = {name: _FEWER.search(item.get("description", "")) for name, item in fields.items()}
+    limited = {name: {**fields[name], _LONGEST: int(match[1]) - 1} for name, match in found.items() if match}
+    return {**schema, "properties": {**fields, **limited}} if limited else schema
+
+
 def _operation(path: str, method: str, item: Mapping[str, Any]) -> Operation:
     content = item.get("requestBody", {}).get("content", {})
     body_type = next(iter(content), "application/json")
@@ -387,7 +407,7 @@ def _operation(path: str, method: str, item: Mapping[str, Any]) -> Operation:
         method=method.upper(),
         path=path,
         query={p["name"]: p["schema"] for p in queries},
-        body=content.get(body_type, {}).get("schema"),
+        body=_with_limits(content[body_type]["schema"]) if "schema" in content.get(body_type, {}) else None,
         body_required=bool(item.get("requestBody", {}).get("required")),
         body_type=body_type,
         response=answers.get("application/json", {}).get("schema"),

@@ -138,7 +138,9 @@ def translated() -> Iterator[None]:
         if "database is locked" in text or "lock timeout" in text:
             raise busy(_BUSY_SECONDS) from error
         if "disk is full" in text or "No space left" in text:
-            raise GatewayError("RESOURCE_EXHAUSTED", "the disk of the gateway's records is full") from error
+            raise GatewayError(
+                "RESOURCE_EXHAUSTED", "the disk of the gateway's records is full; free space on it, then ask again"
+            ) from error
         if error.connection_invalidated or (isinstance(error, sa_errors.OperationalError) and "connection" in text):
             raise GatewayError(
                 "UNAVAILABLE", "the database of the gateway's records went away; ask again", reason="STORE_GONE"

@@ -6,6 +6,7 @@ never logged: a signed URL is a credential.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -21,10 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import trainer
 from trainer.gateway import limits
 from trainer.gateway.access import Access
-from trainer.gateway.errors import GatewayError
+from trainer.gateway.errors import GatewayError, disk_full
 from trainer.gateway.metrics import Metrics
 
 _NOTE = "trainer.note"
+_STOPPING = "graceful shutdown"  # uvicorn's words when it ends what is still open
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
 _log = logging.getLogger("trainer.gateway")
 _access = logging.getLogger("trainer.gateway.access")
@@ -76,20 +78,32 @@ class Edge:
         request = Request(scope)
         here: Note = scope[_NOTE]
         try:
+            if scope["http_version"] not in ("1.0", "1.1"):
+                what = f"HTTP/{scope['http_version']}: this server speaks HTTP/1.1"
+                raise limits.refused(what, 505, "HTTP_VERSION")
             limits.check_framing(headers, scope["query_string"])
             self._access.check_origin(headers)
             await self._app(scope, limits.limited(request, receive), send)
         except GatewayError as error:
             await _send_error(error, scope, receive, send)
+        except asyncio.CancelledError as cancelled:
+            if _STOPPING not in str(cancelled):
+                raise
+            error = GatewayError("UNAVAILABLE", "the gateway is stopping; ask again", reason="STOPPING", close=True)
+            if not here.status:
+                await _send_error(error, scope, receive, send)
         except ClientDisconnect:
             here.status = here.status or 499
-            _log.info("%s %s: the client went away (request %s)", scope["method"], scope["path"], here.request_id)
-        except Exception:  # noqa: BLE001  (the edge of the process: logged, and answered without the traceback)
-            _log.exception("%s %s failed (request %s)", scope["method"], scope["path"], here.request_id)
-            error = GatewayError(
-                "INTERNAL", f"an unexpected error; the gateway's log has it under request {here.request_id}",
-                metadata={"request": here.request_id},
-            )  # fmt: skip
+            _log.info("%s %r: the client went away (request %s)", scope["method"], scope["path"], here.request_id)
+        except Exception as found:  # noqa: BLE001  (the edge of the process: logged, and answered without traceback)
+            if (error := disk_full(found)) is None:
+                _log.exception("%s %r failed (request %s)", scope["method"], scope["path"], here.request_id)
+                error = GatewayError(
+                    "INTERNAL", f"an unexpected error; the gateway's log has it under request {here.request_id}",
+                    metadata={"request": here.request_id},
+                )  # fmt: skip
+            else:
+                _log.warning("%s %r: %s (request %s)", scope["method"], scope["path"], found, here.request_id)
             await _send_error(error, scope, receive, send)
 
 
@@ -113,6 +127,7 @@ def _marking(send: Send, here: Note) -> Send:
                 *message.get("headers", []),
                 (b"x-request-id", here.request_id.encode("latin-1")),
                 (b"x-gateway-trainer", trainer.__version__.encode()),
+                (b"x-content-type-options", b"nosniff"),
             ]
         await send(message)
 
@@ -138,4 +153,4 @@ def _tell(scope: Scope, here: Note, seconds: float) -> None:
         "status": here.status, "ms": round(seconds * 1000, 2), "account": here.account, "key": here.key_id,
         "client": (scope.get("client") or ("",))[0],
     }  # fmt: skip
-    _access.info("%s %s %s", scope["method"], scope["path"], here.status, extra={"fields": fields})
+    _access.info("%s %r %s", scope["method"], scope["path"], here.status, extra={"fields": fields})

@@ -6,6 +6,7 @@ of an in-process gateway and a caller over HTTP see the same thing.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ _OF_STATUS = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_
               409: "ABORTED", 413: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 501: "UNIMPLEMENTED",
               503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
 _PASSING = frozenset({401, 403, 408, 429})
+_AGAIN = frozenset({"ABORTED", "DATA_LOSS"})  # the moment's, or the way's, below 500
 RETRY_AFTER_SECONDS = 2  # sent with 429 and 503
 
 
@@ -82,7 +84,7 @@ class GatewayError(Exception):
         """True when asking again cannot help: the request itself is at fault, not the moment, the key or the way."""
         if not self.described and self.http_status != 413:
             return False
-        return self.http_status < 500 and self.http_status not in _PASSING and self.code != "ABORTED"
+        return self.http_status < 500 and self.http_status not in _PASSING and self.code not in _AGAIN
 
     def body(self) -> dict[str, Any]:
         """The answer's JSON."""
@@ -90,12 +92,15 @@ class GatewayError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers that tell the published clients whether, and when, to ask again."""
-        if self.close:
-            return {"connection": "close"}
+        close = {"connection": "close"} if self.close else {}
         if self.http_status in (429, 503):
-            return {"retry-after": str(math.ceil(self.retry_after) or RETRY_AFTER_SECONDS)}
+            return {**close, "retry-after": str(math.ceil(self.retry_after) or RETRY_AFTER_SECONDS)}
+        if self.close:
+            return close
         if self.http_status == 401:
             return {"www-authenticate": "Bearer"}
+        if self.http_status == 405 and self.details and "allow" in self.details[0].get("metadata", {}):
+            return {"allow": self.details[0]["metadata"]["allow"]}
         retry = self.retry if self.retry is not None else False
         return {"x-should-retry": "true" if retry else "false"} if self.http_status == 409 else {}
 
@@ -117,6 +122,13 @@ def decode(status: int, content: bytes) -> GatewayError:
     return GatewayError(code, body["message"], details=details if isinstance(details, list) else [], http_status=status)
 
 
+def disk_full(error: BaseException) -> GatewayError | None:
+    """RESOURCE_EXHAUSTED where `error` says that nothing more can be written; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return GatewayError("RESOURCE_EXHAUSTED", "the gateway's disk is full; free space on it, then ask again")
+
+
 def invalid(message: str, *, field: str | None = None) -> GatewayError:
     """INVALID_ARGUMENT, naming the `field` for programs too."""
     return GatewayError("INVALID_ARGUMENT", message, metadata={"field": field} if field else {})
@@ -130,6 +142,13 @@ def precondition(message: str, **metadata: str) -> GatewayError:
 def not_found(name: str, way_out: str = "") -> GatewayError:
     """NOT_FOUND for the resource `name`."""
     return GatewayError("NOT_FOUND", f"{name} not found{'; ' + way_out if way_out else ''}", metadata={"name": name})
+
+
+def is_missing(error: GatewayError, name: str) -> bool:
+    """True where `error` says that the resource `name` itself is not there."""
+    return error.code == "NOT_FOUND" and any(
+        one.get("metadata") == {"name": name} for one in error.details if isinstance(one, dict)
+    )
 
 
 def _error_info(reason: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _LONGEST_URL = 4096
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 30.0
 _GOOGLE = "https://storage.googleapis.com/"
 _HOST = re.compile(r"(?=.{1,253}\.?$)[a-z0-9_](?:[a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*)\.?")
+_NO_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)")  # as the last part of a name: an address in an odd spelling
 _PLAIN = re.compile(r"[!-\[\]-~]+")  # printable ASCII without space and backslash
 # Not public, beyond what ipaddress knows in every Python that is supported.
@@ -216,9 +217,11 @@ class Fetcher:
         try:
             found = [ipaddress.ip_address(text.partition("%")[0]) for text in self._resolver(host, port)]
         except (OSError, UnicodeError) as error:
-            raise GatewayError("UNAVAILABLE", f"{shown(url)}: its host cannot be resolved") from error
+            if isinstance(error, UnicodeError) or error.errno in _NO_HOST:
+                raise invalid(f"{shown(url)}: there is no host of that name") from error
+            raise GatewayError("UNAVAILABLE", f"{shown(url)}: its host cannot be resolved now; ask again") from error
         if not found:
-            raise GatewayError("UNAVAILABLE", f"{shown(url)}: its host has no address")
+            raise invalid(f"{shown(url)}: its host has no address")
         return found
 
 

@@ -19,7 +19,9 @@ from trainer.gateway import uploads
 from trainer.gateway.errors import invalid, not_found
 from trainer.gateway.gateway import Gateway
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_LENGTHS = re.compile(r"\s*(\d{1,18})\s*,\s*(\d{1,18})\s*", re.ASCII)
+_SHA256 = re.compile(r"(?:^|,)\s*(sha-256=:[A-Za-z0-9+/]{43}=:)\s*(?:,|$)")
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,21 @@ class FileRoutes:
     async def get(self, request: Request) -> Response:
         """The file."""
         files = self._gateway.files
-        files.verify("GET", request.url.path, request.query_params)
+        files.verify("GET", request.scope["path"], request.query_params)
         _, filename, place = await run_in_threadpool(files.located, request.path_params["path"])
         if not place.is_file():
-            raise not_found(request.url.path)
+            raise not_found(request.scope["path"])
         return FileResponse(place, filename=filename.rsplit("/", 1)[-1], media_type="application/octet-stream")
 
     async def post(self, request: Request) -> Response:
         """Begin a session: 201, and in `Location` the URL that takes the file, in pieces or whole."""
         files = self._gateway.files
-        size = files.verify("POST", request.url.path, request.query_params)
+        size = files.verify("POST", request.scope["path"], request.query_params)
         if request.headers.get("x-goog-resumable") != "start":
             raise invalid("x-goog-resumable: expected 'start' with a POST to this URL, which begins an upload")
         resource, filename = files.named(request.path_params["path"])
         found = await run_in_threadpool(self._gateway.store.get, resource)
-        uploads.must_be_uploading(found)
+        uploads.must_be_awaited(found, filename, size)
         base_url = self._base_url or f"{request.url.scheme}://{request.url.netloc}"
         location = files.url("PUT", resource, filename, base_url=base_url, size=size, session=secrets.token_hex(16))
         return Response(status_code=201, headers={"location": location})
@@ -66,24 +68,28 @@ class FileRoutes:
     async def put(self, request: Request) -> Response:
         """Take the file, or a piece of it; exactly as many bytes as were declared."""
         gateway = self._gateway
-        size = gateway.files.verify("PUT", request.url.path, request.query_params)
+        size = gateway.files.verify("PUT", request.scope["path"], request.query_params)
         resource, filename = gateway.files.named(request.path_params["path"])
-        session, digest = request.query_params.get("session", ""), request.headers.get("content-digest", "")
+        session, digest = request.query_params.get("session", ""), _digest(request.headers.get("content-digest"))
         done = Response(status_code=200, headers={"content-digest": digest} if digest else {})
         if session and await run_in_threadpool(uploads.ended, gateway, resource, filename, session):
             return done
         if digest and await run_in_threadpool(uploads.has, gateway, resource, filename, size=size, digest=digest):
             return done
-        uploads.must_be_uploading(await run_in_threadpool(gateway.store.get, resource))
-        wanted, together = request.headers.get("content-range", ""), session or digest
-        if wanted.startswith("bytes */"):
+        found = await run_in_threadpool(gateway.store.get, resource)
+        uploads.must_be_awaited(found, filename, size)
+        kept = f"{session} {found.create_time}" if session else ""  # not what another resource of that name had
+        wanted, together = request.headers.get("content-range", ""), kept or digest
+        if wanted in ("bytes */*", f"bytes */{size}"):
             return _here(gateway.files.held(resource, filename, together))
         _check_range(request.headers.get("x-goog-content-length-range"), size)
         piece = _piece(wanted, size, together=together)
         with gateway.files.incoming(
-            resource, filename, size=size, digest=digest, start=piece.start, session=session
+            resource, filename, size=size, digest=digest, start=piece.start, session=kept
         ) as incoming:
             async for chunk in request.stream():
+                if piece.end is not None and incoming.size + len(chunk) > piece.end:
+                    raise invalid(f"Content-Range: {wanted} was said, and more than that came; nothing beyond is kept")
                 await run_in_threadpool(incoming.write, chunk)
             if piece.end is not None and incoming.size != piece.end:
                 raise invalid(f"Content-Range: {wanted} was said, {incoming.size - piece.start} bytes came")
@@ -101,9 +107,19 @@ def _check_range(header: str | None, size: int | None) -> None:
     """The client's own statement of size, where it makes one, must allow the size that was signed."""
     if header is None or size is None:
         return
-    low, _, high = header.partition(",")
-    if not (low.strip().isdigit() and high.strip().isdigit() and int(low) <= size <= int(high)):
-        raise invalid(f"X-Goog-Content-Length-Range: got {header!r}; {size} bytes were declared for this URL")
+    found = _LENGTHS.fullmatch(header)
+    if found is None or not int(found[1]) <= size <= int(found[2]):
+        raise invalid(f"X-Goog-Content-Length-Range: got {header[:80]!r}; {size} bytes were declared for this URL")
+
+
+def _digest(header: str | None) -> str:
+    """The SHA-256 that the sender says, as `content_digest` writes it; "" where none is said."""
+    if header is None:
+        return ""
+    found = _SHA256.search(header)
+    if found is None:
+        raise invalid(f"Content-Digest: got {header[:80]!r}; expected sha-256=:BASE64: (RFC 9530), or leave it out")
+    return found[1]
 
 
 def _piece(content_range: str, size: int | None, *, together: str) -> _Piece:

@@ -18,7 +18,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ class Incoming:
             self._partial.unlink(missing_ok=True)
             raise GatewayError(
                 "DATA_LOSS", f"{self._filename}: what came has {content_digest(self.sha256)}, not {self._wanted}; "
-                "send it again from its beginning",
+                "send it again from its beginning", http_status=400,
             )  # fmt: skip
         os.fsync(self._stream.fileno())
         self._keep.durable(self._partial, self.sha256)
@@ -197,7 +197,8 @@ class FileStore:
     def names(self, resource: str) -> list[str]:
         """The resource's files, sorted."""
         folder = self._place_of(resource)
-        here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        found = (Path(top) / name for top, _, names in os.walk(folder) for name in names)  # what goes meanwhile is gone
+        here = {str(path.relative_to(folder)) for path in found if path.is_file()}
         return sorted(here | set(self._bucket.names(resource) if self._bucket is not None else ()))
 
     @contextmanager
@@ -257,8 +258,12 @@ class FileStore:
             partial.unlink(missing_ok=True)
         return digest
 
-    def remove(self, resource: str) -> None:
-        """Delete the resource's files."""
+    def remove(self, resource: str, *, keep: Collection[str] = ()) -> None:
+        """Delete the resource's files, but for those of `keep`."""
+        if keep:
+            for name in set(self.names(resource)) - set(keep):
+                self.discard(resource, name)
+            return
         if self._bucket is not None:
             self._bucket.remove(safe_name(resource, levels=_RESOURCE_PARTS))
         shutil.rmtree(self._place_of(resource), ignore_errors=True)
@@ -298,7 +303,7 @@ class FileStore:
                 "PERMISSION_DENIED", f"the URL expired (they last {lasted} s); ask the gateway for a new one",
                 reason="SIGNATURE_EXPIRED",
             )  # fmt: skip
-        return int(query["size"]) if query["size"] else None
+        return int(query["size"]) if query.get("size") else None
 
     def named(self, path: str) -> tuple[str, str]:
         """Resource and file name of the URL path `accounts/<a>/<collection>/<id>/<file name>`. Raises NOT_FOUND."""

@@ -6,6 +6,7 @@ for an element, an object for a key, and `field:*` whether the field is there. A
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.gateway.errors import invalid
 from trainer.gateway.filters import And, Node, Not, Or, Restriction
 
 _NOTHING = object()
+_WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
 
 
 def meets(value: Mapping[str, Any], node: Node) -> bool:
@@ -43,7 +45,7 @@ def _compared(value: Mapping[str, Any], node: Restriction) -> bool:
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         return _text(str(found).lower() if isinstance(found, bool) else found, operator, text)
     try:
-        return _ordered(float(found), operator, float(text))
+        return _ordered(found, operator, int(text) if _WHOLE.fullmatch(text) else float(text))
     except ValueError as error:
         raise invalid(f"filter: {node.shown[:80]} is a number, got {text[:40]!r}", field="filter") from error
 

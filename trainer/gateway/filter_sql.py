@@ -35,7 +35,7 @@ _ORDERED: Mapping[str, Callable[[Any, Any], Any]] = {
 _NUMBER = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,3})?")
 _INTEGER = re.compile(r"[+-]?\d{1,20}")
 _KEY = re.compile(r"[A-Za-z0-9_.:/@+ -]{1,256}")  # keys of maps that a JSON path can name in every database
-_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+SMALLEST, LARGEST = -(2**63), 2**63 - 1  # what a column of integers holds
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _time(found: Place, sign: str, node: Restriction) -> Condition:
 def _integer(found: Place, sign: str, node: Restriction) -> Condition:
     text = node.value.text
     value = int(text) if _INTEGER.fullmatch(text) else None
-    if value is None or not _SMALLEST <= value <= _LARGEST:
+    if value is None or not SMALLEST <= value <= LARGEST:
         raise _wrong(node, f"is an integer; got {text[:80]!r}")
     return _ORDERED[sign](found.typed(), sa.literal(value, sa.BigInteger))
 

@@ -85,7 +85,7 @@ def answered(call: Call, wanted: Wish, answering: Answering) -> tuple[Any, bool]
     """
     request = _digest(call.operation.id, dict(call.params), dict(call.query), call.body)
     key = _digest(call.account, wanted.key or [call.principal.user, request])
-    if not is_create(call.operation):  # may be long, and is safe to repeat
+    if not is_create(call.operation) or is_long(call):  # is safe to repeat
         with call.gateway.store.transaction() as transaction:
             kept = _kept(transaction, key, wanted, request)
         if kept is not None:
@@ -101,6 +101,13 @@ def answered(call: Call, wanted: Wish, answering: Answering) -> tuple[Any, bool]
         answer = answering(call)
         _keep(transaction, key, wanted, request, call=call, answer=answer)
     return answer, False
+
+
+def is_long(call: Call) -> bool:
+    """True for what copies rows, or looks up a host: other writers are not to wait for that."""
+    inner = call.body.get("dataset")
+    given = inner if isinstance(inner, dict) else call.body
+    return bool(call.body.get("sourceDatasetId") or given.get("externalUrl"))
 
 
 def sweep(store: Store) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import threading
@@ -28,6 +29,7 @@ from trainer.jobs import RESOURCE_ID
 _KEY = re.compile(r"fw_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _SHOWN = 8  # characters of a key that lists show
 _USED_SECONDS = 60.0  # `last_used` is written this often at most
+_log = logging.getLogger("trainer.gateway")
 _NOBODY = hashlib.sha256(b"").hexdigest()  # compared with where no row is found, so that takes as long
 _USER_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -163,8 +165,11 @@ class Verifier:
                 return
             self._noted = {key: when for key, when in self._noted.items() if moment - when < _USED_SECONDS}
             self._noted[key_id] = moment
-        with self._store.transaction() as transaction:
-            transaction.execute(api_keys.update().where(api_keys.c.key_id == key_id).values(last_used=now()))
+        try:
+            with self._store.transaction() as transaction:
+                transaction.execute(api_keys.update().where(api_keys.c.key_id == key_id).values(last_used=now()))
+        except GatewayError as error:  # records that cannot be written now can be read all the same
+            _log.warning("key %s: its use could not be noted: %s", key_id, error)
 
 
 def unauthenticated(what: str) -> GatewayError:

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive
 
 from trainer.gateway.errors import GatewayError, invalid
 
+HEAD_BYTES = 64 << 10  # of a request's line and headers
 JSON_LIMIT = 16 << 20
 MULTIPART_LIMIT = 151 << 20  # 150 MB of file, and the form around it
 DEEPEST = 64  # objects and arrays inside one another
@@ -27,10 +28,16 @@ LONGEST_QUERY = 32 << 10
 _BODY_SECONDS = 60.0  # for the whole of a JSON body
 _IDLE_SECONDS = 60.0  # between two pieces of a file
 _KEYS = re.compile(rb'"\s*:')
+_LONGEST_INTEGER = 1000  # digits; beyond 4300 Python itself refuses
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 
 
 def check_framing(headers: Headers, query: bytes) -> None:
     """Refuse what two servers in a row may read in two ways, and bodies that are packed. Raises INVALID_ARGUMENT."""
+    if sum(len(name) + len(value) + 4 for name, value in headers.raw) > HEAD_BYTES:
+        raise refused(f"the headers are longer than {HEAD_BYTES} bytes", 431, "HEADERS_TOO_LONG")
+    if not _HOST.fullmatch(headers.get("host", "")):
+        raise refused(f"Host {headers['host'][:80]!r}: expected a host name, and perhaps a port", 400, "HOST_INVALID")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise refused("Content-Length and Transfer-Encoding exclude each other", 400, "AMBIGUOUS_LENGTH")
     if len(headers.getlist("content-length")) > 1 or len(headers.getlist("transfer-encoding")) > 1:
@@ -78,14 +85,18 @@ def limited(request: Request, receive: Receive, *, seconds: float = _BODY_SECOND
 
 
 def read_json(content: bytes) -> Any:
-    """The JSON of a body. Raises INVALID_ARGUMENT for what is none, too deep, of too many keys, or not Unicode."""
+    """The JSON of a body, in UTF-8. Raises INVALID_ARGUMENT for what is none, too deep, or has too many keys or one
+    twice."""
     if len(content) > MOST_KEYS and sum(1 for _ in _KEYS.finditer(content)) > MOST_KEYS:
         raise invalid(f"the body has more than {MOST_KEYS} keys; send it in parts")
     try:
-        value = json.loads(content, parse_constant=_no_constant)
+        value = _DECODER.decode(content.decode("utf-8-sig"))
     except RecursionError as error:
         raise _too_deep() from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise invalid(f"the body is not JSON: byte {error.start}, {byte:#04x}, is not UTF-8") from error
+    except ValueError as error:
         raise invalid(f"the body is not JSON: {str(error)[:200]}") from error
     _check(value)
     return value
@@ -131,3 +142,22 @@ def _too_deep() -> GatewayError:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"a number of {len(text)} digits; at most {_LONGEST_INTEGER} are read")
+    return int(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which no key stands twice: readers would differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object; give it once")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer, object_pairs_hook=_once)

@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from trainer.gateway.contract import Contract, Schema
 from trainer.gateway.errors import invalid
-from trainer.gateway.filter_sql import Place, condition, place
+from trainer.gateway.filter_sql import LARGEST, SMALLEST, Place, condition, place
 from trainer.gateway.schema import counts
 from trainer.gateway.store import Resource, resources
 
@@ -97,7 +97,7 @@ def masked(value: dict[str, Any], mask: str) -> dict[str, Any]:
         return value
     found: dict[str, Any] = {"name": value["name"]} if "name" in value else {}
     for path in paths:
-        _copy(value, found, [to_camel(part) for part in path.split(".")])
+        _copy(value, found, path.split("."))
     return found
 
 
@@ -109,15 +109,22 @@ def checked_mask(contract: Contract, schema: Schema | str, mask: str, *, what: s
 
 
 def _copy(source: dict[str, Any], target: dict[str, Any], parts: list[str]) -> None:
-    for part in parts[:-1]:
+    for given in parts[:-1]:
+        part = _key(source, given)
         source = source.get(part, {})
         if not isinstance(source, dict):
             return
         if target.get(part) is source:  # the whole message is there already
             return
         target = target.setdefault(part, {})
-    if parts[-1] in source:
-        target[parts[-1]] = source[parts[-1]]
+    last = _key(source, parts[-1])
+    if last in source:
+        target[last] = source[last]
+
+
+def _key(source: Mapping[str, Any], part: str) -> str:
+    """A field's name may be written with `_`; the key of a map is as it is."""
+    return part if part in source else to_camel(part)
 
 
 def _orders(contract: Contract, schema: Schema | str, text: str) -> list[Order]:
@@ -196,6 +203,13 @@ def _open_token(token: str, fingerprint: str, orders: Sequence[Order]) -> list[A
     if made_for != fingerprint:
         raise invalid("pageToken: belongs to another list, filter or order; start again without it", field="pageToken")
     kinds = [_TYPES.get(order.place.kind, (str,)) for order in orders]
-    if len(values) != len(kinds) or not all(isinstance(v, kind) for v, kind in zip(values, kinds, strict=True)):
+    if len(values) != len(kinds) or not all(_fits(v, kind) for v, kind in zip(values, kinds, strict=True)):
         raise invalid("pageToken: not a token of this gateway; pass nextPageToken as it was", field="pageToken")
     return values
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    """True for a value of one of `kinds` that a database can compare."""
+    if type(value) not in kinds:  # by `isinstance`, True would be an integer
+        return False
+    return not isinstance(value, int) or SMALLEST <= value <= LARGEST

@@ -43,7 +43,7 @@ from trainer.gateway import (
     turns,
 )
 from trainer.gateway.capacity import Capacity, this_machine
-from trainer.gateway.errors import GatewayError
+from trainer.gateway.errors import GatewayError, is_missing
 from trainer.gateway.fitting import Need
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.holders import BEAT_SECONDS, COLLECTION, MISSED, Holder, is_fenced
@@ -180,7 +180,10 @@ class Scheduler:
             self._thread.join()
             self._thread = None
         self._running.clear()
-        self._holder.end()
+        try:
+            self._holder.end()
+        except GatewayError as error:  # as when the disk is full: others see by its silence that it is gone
+            _log.warning("the scheduler could not say that it has ended: %s", error)
 
     def recover(self) -> None:
         """Take over every job whose holder is gone: watch its worker, or queue it again, or fail it."""
@@ -213,6 +216,9 @@ class Scheduler:
         try:
             act()
         except GatewayError as error:
+            if is_missing(error, name):  # deleted since we looked; what has its name now is another job
+                self._planned.pop(name, None)
+                return
             _log.warning("%s: %s", name, error)
             if is_fenced(error):
                 self._running.pop(name, None)  # it is another scheduler's now, and so is its worker
@@ -542,8 +548,9 @@ class Scheduler:
         worker = self._launcher.find(running.folder) if running else None
         if worker is not None and worker.alive:
             worker.kill()
-        if self._gateway.store.find(name) is not None:
-            self._update(name, failed)
+        with self._gateway.store.transaction() as transaction:
+            if (job := transaction.find(name)) is not None and (new := failed(job)) is not job:
+                transaction.save(new)
 
     def _update(self, name: str, change: Callable[[Resource], Resource]) -> Resource:
         with self._gateway.store.transaction() as transaction:

@@ -10,11 +10,12 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,10 +37,10 @@ import trainer
 from trainer.gateway import audit, coverage, idempotency, limits, unhonoured, unknown
 from trainer.gateway import principal as roles
 from trainer.gateway.access import Access, Keys, Open, check_names, is_loopback
-from trainer.gateway.connections import HEAD_BYTES, Connection
+from trainer.gateway.connections import Connection
 from trainer.gateway.contract import Match, Operation
 from trainer.gateway.edge import Edge, not_routed, note
-from trainer.gateway.errors import GatewayError, invalid, not_found
+from trainer.gateway.errors import GatewayError, disk_full, invalid, not_found
 from trainer.gateway.file_routes import FileRoutes
 from trainer.gateway.found import SERVER_FILE, SERVER_LOCK, running_server
 from trainer.gateway.gateway import Call, Gateway, GatewayOptions, Upload
@@ -52,9 +53,11 @@ from trainer.gateway.resources.table import OPERATIONS, is_quick
 from trainer.gateway.standard import Handler, answer_mask
 
 _LONG_THREADS = 16  # for verbs, some of which read whole files: they may not take the threads of the others
+_CHANGE_THREADS = 40  # for what writes, and may have to wait for other writers: reads do not wait behind it
 _BACKLOG = 1024
 # Of all creates, those whose body has the id of what is made; elsewhere a body's name is only an echo of the path.
 _NAMED_BY_BODY = frozenset({"Gateway_CreateSecret"})
+_PARAM = re.compile(r"{(\w+)}")
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -85,7 +88,7 @@ def create_app(
     base_url: what signed URLs begin with; None = the request's own scheme and host. background: runs while it is up.
     access: who may ask; None = this machine, without keys.
     """
-    here, allowed, metrics = gateway or Gateway(folder), access or Open(), Metrics()
+    here, allowed, metrics = gateway or Gateway(folder), access or Open(in_process=True), Metrics()
     accounts.ensure(here)
     models.ensure_tiny(here)
 
@@ -180,7 +183,7 @@ def _opened(folder: Path, options: GatewayOptions | None) -> Iterator[Gateway]:
 def _config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app, http=Connection, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-        h11_max_incomplete_event_size=HEAD_BYTES, timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=limits.HEAD_BYTES, timeout_graceful_shutdown=5,
     )  # fmt: skip
 
 
@@ -190,6 +193,7 @@ class _Endpoints:
     def __init__(self, gateway: Gateway, base_url: str | None, access: Access, metrics: Metrics) -> None:
         self._gateway, self._base_url, self._access, self._metrics = gateway, base_url, access, metrics
         self._long = anyio.CapacityLimiter(_LONG_THREADS)
+        self._changes = anyio.CapacityLimiter(_CHANGE_THREADS)
 
     async def healthz(self, request: Request) -> Response:
         note(request).operation = "healthz"
@@ -221,7 +225,8 @@ class _Endpoints:
         """Any path of the contract."""
         principal = await self._principal(request)
         path = (request.scope.get("raw_path") or request.url.path.encode()).decode("ascii", "replace")
-        match = self._gateway.contract.match(request.method, path)
+        method = "GET" if request.method == "HEAD" else request.method  # the connection leaves the body out
+        match = self._gateway.contract.match(method, path)
         note(request).operation = match.operation.id
         self._check_account(principal, match)
         try:
@@ -230,7 +235,7 @@ class _Endpoints:
             if roles.changes(match.operation):  # what was tried is in the log too
                 await run_in_threadpool(
                     audit.record, self._gateway.store, principal, match.operation, params=match.params, body={},
-                    resource=_resource(path), origin=_origin(request), error=error,
+                    resource=_resource(match.operation, match.params), origin=_origin(request), error=error,
                 )  # fmt: skip
             raise
         handler = OPERATIONS.get(match.operation.id)
@@ -241,10 +246,11 @@ class _Endpoints:
             )  # fmt: skip
         call = await self._call(request, match, principal)
         wanted = idempotency.wish(match.operation, call.query, request.headers)
-        limiter = self._long if ":" in match.operation.path else None
+        limiter = self._changes if roles.changes(match.operation) else None
+        limiter = self._long if ":" in match.operation.path else limiter
         try:
             content, headers = await anyio.to_thread.run_sync(
-                self._answered, call, handler, wanted, _origin(request), path, limiter=limiter
+                self._answered, call, handler, wanted, _origin(request), limiter=limiter
             )
         finally:
             if call.upload is not None:
@@ -270,12 +276,12 @@ class _Endpoints:
                 raise not_found(name, f"your account is {principal.account}")
 
     def _answered(
-        self, call: Call, handler: Handler, wanted: idempotency.Wish | None, origin: audit.Origin, path: str
+        self, call: Call, handler: Handler, wanted: idempotency.Wish | None, origin: audit.Origin
     ) -> tuple[bytes, dict[str, str]]:
         """The answer's JSON, and its headers; a change is in the audit log before it is answered."""
         replayed, changes = False, roles.changes(call.operation)
         with roles.acting(call.principal):
-            self._check_owner(call, path)
+            self._check_owner(call)
             try:
                 with self._gateway.store.transaction() if changes and is_quick(call) else nullcontext():
                     if wanted is None:
@@ -283,15 +289,16 @@ class _Endpoints:
                     else:
                         answer, replayed = idempotency.answered(call, wanted, lambda call: self._encoded(call, handler))
                     if changes and not replayed:
-                        self._record(call, answer, None, origin=origin, path=path)
+                        self._record(call, answer, None, origin=origin)
             except Exception as found:
-                error = found if isinstance(found, GatewayError) else GatewayError("INTERNAL", "an unexpected error")
+                error = found if isinstance(found, GatewayError) else disk_full(found)
+                error = error or GatewayError("INTERNAL", "an unexpected error")
                 if changes:
-                    self._record(call, None, error, origin=origin, path=path)
+                    self._record(call, None, error, origin=origin)
                 raise
             found = unknown.paths(call)
             if changes and not replayed:
-                unknown.note(call, _concerned(call, answer, path), found)
+                unknown.note(call, _concerned(call, answer), found)
         headers = unknown.header(found) | ({"idempotent-replayed": "true"} if replayed else {})
         return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), headers
 
@@ -302,17 +309,19 @@ class _Endpoints:
             answer = masked(answer, mask)
         return answer if response is None else self._gateway.contract.emit(response, answer)
 
-    def _check_owner(self, call: Call, path: str) -> None:
-        if call.principal.role != "contributor" or idempotency.is_create(call.operation):
+    def _check_owner(self, call: Call) -> None:
+        """A contributor changes what is their own; `roles.check` has seen to keys, which are their user's."""
+        operation = call.operation
+        if call.principal.role != "contributor" or idempotency.is_create(operation) or "/apiKeys" in operation.path:
             return
-        found = self._gateway.store.find("/".join(_resource(path).split("/")[:4]))
+        found = self._gateway.store.find("/".join(_resource(operation, call.params).split("/")[:4]))
         if found is not None:
             roles.check_owner(call.principal, call.operation, found.private.get("owner"))
 
-    def _record(self, call: Call, answer: Any, error: GatewayError | None, *, origin: audit.Origin, path: str) -> None:
+    def _record(self, call: Call, answer: Any, error: GatewayError | None, *, origin: audit.Origin) -> None:
         audit.record(
             self._gateway.store, call.principal, call.operation, params=call.params, body=call.body,
-            resource=_concerned(call, answer, path), origin=origin, error=error,
+            resource=_concerned(call, answer), origin=origin, error=error,
         )  # fmt: skip
 
     async def _call(self, request: Request, match: Match, principal: Principal) -> Call:
@@ -333,7 +342,8 @@ class _Endpoints:
             if operation.id not in _NAMED_BY_BODY:
                 body.pop("name", None)
         if self._access.needs_keys and not operation.id.startswith("Trainer_Report"):  # a report's names are not ours
-            check_names(principal, [body, query.value])
+            check_names(principal, body)
+            check_names(principal, query.value)
         unhonoured.check(principal, operation, query.value, body)
         return Call(
             gateway=self._gateway, operation=operation, params=match.params, query=unknown.Query(query.value),
@@ -343,6 +353,9 @@ class _Endpoints:
 
 
 async def _json_body(request: Request, operation: Operation) -> Any:
+    sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent.startswith("multipart/"):
+        raise limits.refused(f"Content-Type {sent[:40]!r}: {operation.id} takes application/json", 415, "NOT_JSON")
     content = await request.body()
     if content:
         return limits.read_json(content)
@@ -372,16 +385,17 @@ def _origin(request: Request) -> audit.Origin:
     return audit.Origin(note(request).request_id, request.headers.get("user-agent", ""), client)
 
 
-def _resource(path: str) -> str:
-    """The name that a raw path speaks of."""
-    head, colon, verb = path.rpartition(":")
-    return (head if colon and "/" not in verb else path).removeprefix("/v1/")
+def _resource(operation: Operation, params: Mapping[str, str]) -> str:
+    """The name that a request speaks of, however its path was spelled."""
+    head, colon, verb = operation.path.rpartition(":")
+    path = head if colon and "/" not in verb else operation.path
+    return _PARAM.sub(lambda match: params[match[1]], path).removeprefix("/v1/")
 
 
-def _concerned(call: Call, answer: Any, path: str) -> str:
+def _concerned(call: Call, answer: Any) -> str:
     """The name that was created, or that the path speaks of."""
     made = answer.get("name") if isinstance(answer, dict) and idempotency.is_create(call.operation) else None
-    return made if isinstance(made, str) else _resource(path)
+    return made if isinstance(made, str) else _resource(call.operation, call.params)
 
 
 def _trouble(gateway: Gateway) -> str:
@@ -428,9 +442,10 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or "ports are 0 to 65535"
             raise GatewayError(
-                "FAILED_PRECONDITION", f"{host}:{port} cannot be listened on ({error.strerror}); choose another port"
+                "FAILED_PRECONDITION", f"{host}:{port} cannot be listened on ({why}); choose another port"
             ) from error
         listener.listen(_BACKLOG)
         yield listener

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from trainer.gateway import uploads
 from trainer.gateway.errors import invalid
 from trainer.gateway.gateway import Call, checked_id
 from trainer.gateway.listing import checked_mask, listed, masked
@@ -25,7 +26,7 @@ def _as_is(_call: Call, resource: Resource) -> dict[str, Any]:
     return resource.shown()
 
 
-def _nothing(_call: Call, _resource: Resource) -> None:
+def _nothing(*_: object) -> None:
     return None
 
 
@@ -33,7 +34,8 @@ def _nothing(_call: Call, _resource: Resource) -> None:
 class Family:
     """A collection. param: its id's name in paths. present: what a record looks like in an answer.
 
-    may_delete: raises when a record must stay. immutable: fields that a patch may not touch.
+    may_delete: raises when a record must stay. immutable: fields that a patch may not touch. check_patch: raises for a
+    patch whose body cannot be, before the records are held; may_change: for what it would make of a record (old, new).
     """
 
     collection: str
@@ -42,6 +44,8 @@ class Family:
     present: Callable[[Call, Resource], dict[str, Any]] = _as_is
     may_delete: Callable[[Call, Resource], None] = _nothing
     immutable: frozenset[str] = frozenset()
+    check_patch: Callable[[Call], None] = _nothing
+    may_change: Callable[[Resource, Resource], None] = _nothing
 
     def name(self, call: Call) -> str:
         """The full name that the path speaks of."""
@@ -120,6 +124,7 @@ def patch(family: Family) -> Handler:
     """PATCH of one record: the fields of updateMask, or all that the body has; `*` replaces every field."""
 
     def handle(call: Call) -> dict[str, Any]:
+        family.check_patch(call)
         with call.gateway.store.transaction() as transaction:
             old = transaction.get(family.name(call))
             wanted = changes(family, call, old)
@@ -128,7 +133,9 @@ def patch(family: Family) -> Handler:
                 raise invalid(
                     f"{touched[0]}: cannot be changed once created; create another resource", field=touched[0]
                 )
-            new = transaction.save(old.changed(wanted))
+            new = old.changed(wanted)
+            family.may_change(old, new)
+            new = transaction.save(new)
         return family.answer(call, new)
 
     return handle
@@ -142,7 +149,7 @@ def delete(family: Family) -> Handler:
             found = transaction.get(family.name(call))
             family.may_delete(call, found)
             transaction.delete(found.name)
-        call.gateway.files.remove(found.name)
+        uploads.remove(call.gateway, found.name)
         return {}
 
     return handle
@@ -161,8 +168,8 @@ def changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
         return call.body
     fields = writable(call, family.schema)
     if mask == ["*"]:
-        kept = {key: None for key in old.body if fields.get(key, True)}
-        return {**kept, **call.body}
+        gone = {key: None for key in old.body if fields.get(key, True) and key not in family.immutable}
+        return {**gone, **call.body}
     found: dict[str, Any] = {}
     checked_mask(call.gateway.contract, family.schema, ",".join(mask), what="updateMask")
     for path in mask:
@@ -175,7 +182,8 @@ def changes(family: Family, call: Call, old: Resource) -> dict[str, Any]:
         if len(parts) == 1:
             found[parts[0]] = call.body.get(parts[0])
         else:
-            inner = found.setdefault(parts[0], dict(old.body.get(parts[0], {})))
+            inner = found.get(parts[0], old.body.get(parts[0]))
+            found[parts[0]] = inner = dict(inner or {})
             _assign(inner, parts[1:], call.body.get(parts[0], {}))
     return found
 

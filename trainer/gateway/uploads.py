@@ -17,6 +17,7 @@ from trainer.gateway.gateway import Call, Gateway
 from trainer.gateway.store import Resource
 
 UPLOADING, READY = "UPLOADING", "READY"
+_MOST_FILES = 5000  # in one request: each file's arrival writes the record that has them all
 
 
 def declare(call: Call, resource: Resource) -> dict[str, str]:
@@ -25,8 +26,8 @@ def declare(call: Call, resource: Resource) -> dict[str, str]:
     It is for a PUT, or with enableResumableUpload for the POST that begins a session of PUTs (see `file_routes.py`).
     """
     sizes = {safe_name(name): int(size) for name, size in call.body["filenameToSize"].items()}
-    if not sizes:
-        raise invalid("filenameToSize: name at least one file", field="filenameToSize")
+    if not 1 <= len(sizes) <= _MOST_FILES:
+        raise invalid(f"filenameToSize: {len(sizes)} files; name 1 to {_MOST_FILES}", field="filenameToSize")
     negative = [name for name, size in sizes.items() if size < 0]
     if negative:
         raise invalid(f"filenameToSize[{negative[0]!r}]: a size in bytes is not negative", field="filenameToSize")
@@ -52,12 +53,22 @@ def place(
     incoming.finish()
     with gateway.store.transaction() as transaction:
         found = transaction.get(name)
-        must_be_uploading(found)
+        if declare_too:
+            must_be_uploading(found)
+        else:
+            must_be_awaited(found, filename, incoming.size)
         entry = {"size": incoming.size, "sha256": incoming.sha256, **({"session": session} if session else {})}
         files = {**found.private.get("files", {}), filename: entry}
         declared = {**found.private.get("declared", {}), **({filename: incoming.size} if declare_too else {})}
         incoming.place()
         return transaction.save(found.changed(private={"files": files, "declared": declared}))
+
+
+def remove(gateway: Gateway, name: str) -> None:
+    """Delete the files of a record that is gone; what has come for a new one of that name stays."""
+    with gateway.store.transaction() as transaction:  # no file takes its place meanwhile
+        found = transaction.find(name)
+        gateway.files.remove(name, keep=found.private.get("files", {}) if found is not None else ())
 
 
 def has(gateway: Gateway, name: str, filename: str, *, size: int | None, digest: str) -> bool:
@@ -118,6 +129,17 @@ def download_urls(call: Call, resource: Resource) -> dict[str, Any]:
     store = call.gateway.files
     names = resource.private.get("files", {})
     return {"filenameToSignedUrls": {n: store.url("GET", resource.name, n, base_url=call.base_url) for n in names}}
+
+
+def must_be_awaited(resource: Resource, filename: str, size: int | None) -> None:
+    """Raises FAILED_PRECONDITION when the file is final, or is not declared with that size (any more)."""
+    must_be_uploading(resource)
+    declared = resource.private.get("declared", {}).get(filename)
+    if declared is None or int(declared) != size:
+        raise precondition(
+            f"{resource.name}: {filename} is not awaited with {size} bytes; ask :getUploadEndpoint for a new URL",
+            name=resource.name,
+        )
 
 
 def must_be_uploading(resource: Resource) -> None:

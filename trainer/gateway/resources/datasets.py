@@ -13,6 +13,8 @@ from trainer.gateway.resources import derived_datasets, external_rows
 from trainer.gateway.standard import Family, new_resource
 from trainer.gateway.store import Resource
 
+_KINDS = ("userUploaded", "evaluationResult", "transformed", "splitted", "evalProtocol")
+
 
 def _may_delete(call: Call, resource: Resource) -> None:
     with call.gateway.store.transaction() as transaction:
@@ -21,11 +23,25 @@ def _may_delete(call: Call, resource: Resource) -> None:
         raise precondition(f"{resource.name} is used by {jobs[0]}, which has not ended; cancel or delete that first")
 
 
+def _check_patch(call: Call) -> None:
+    if url := call.body.get("externalUrl"):
+        external_rows.check(call.gateway, url, what="externalUrl")
+
+
+def _may_change(old: Resource, new: Resource) -> None:
+    """What a create refuses is refused here too, and rows that are here do not come from elsewhere later."""
+    if new.body.get("externalUrl") != old.body.get("externalUrl"):
+        uploads.must_be_uploading(old)
+    _check_kinds(new.body, "")
+
+
 FAMILY = Family(
     collection="datasets",
     schema="gatewayDataset",
     param="dataset_id",
     may_delete=_may_delete,
+    check_patch=_check_patch,
+    may_change=_may_change,
     immutable=frozenset({"exampleCount", "format"}),
 )
 
@@ -35,6 +51,7 @@ def create(call: Call) -> dict[str, Any]:
     body = call.body
     if url := body["dataset"].get("externalUrl"):
         external_rows.check(call.gateway, url)
+    _check_kinds(body["dataset"], "dataset.")
     if body.get("filter") and not body.get("sourceDatasetId"):
         raise invalid("filter: filters the rows of sourceDatasetId, which is missing", field="filter")
     wanted = _new_body(body["dataset"])
@@ -107,8 +124,18 @@ def get_download_endpoint(call: Call) -> dict[str, Any]:
     return uploads.download_urls(call, resource)
 
 
+def _check_kinds(given: dict[str, Any], where: str) -> None:
+    """A data set comes from one source. Raises INVALID_ARGUMENT."""
+    kinds = [kind for kind in _KINDS if given.get(kind) is not None]
+    if len(kinds) > 1:
+        raise invalid(
+            f"{where}{kinds[1]}: excludes {where}{kinds[0]}; give one of {', '.join(_KINDS)}",
+            field=f"{where}{kinds[1]}",
+        )
+
+
 def _new_body(given: dict[str, Any]) -> dict[str, Any]:
-    if not any(given.get(kind) is not None for kind in ("evaluationResult", "transformed", "splitted", "evalProtocol")):
+    if not any(given.get(kind) is not None for kind in _KINDS):
         given = {"userUploaded": {}, **given}
     return {
         "format": "FORMAT_UNSPECIFIED",

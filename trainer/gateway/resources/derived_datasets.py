@@ -63,7 +63,8 @@ def split(call: Call, source: Resource) -> dict[str, Any]:
             "displayName": bare, "splitted": {"sourceDatasetId": source.name}, "state": uploads.UPLOADING,
             "status": {"code": "OK", "message": ""}, "createdBy": call.principal.email,
         }  # fmt: skip
-        new = Resource(name=name, collection="datasets", parent=source.parent, id=bare, body=body)
+        private = {"owner": call.principal.user}
+        new = Resource(name=name, collection="datasets", parent=source.parent, id=bare, body=body, private=private)
         _filled(call, new, _first(rows, size), empty="no rows")
     return {"chunkDatasetNames": names, "chunksCreated": count, "totalExamples": str(total)}
 

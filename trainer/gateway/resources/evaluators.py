@@ -88,7 +88,7 @@ def delete(call: Call) -> dict[str, Any]:
     """DELETE of an evaluator, its revisions and their source."""
     evaluator = FAMILY.load(call)
     answer = _delete(call)
-    for source in call.gateway.store.every(_SOURCES):
+    for source in call.gateway.store.every(_SOURCES, resources.c.parent == evaluator.parent):
         if source.private.get("evaluator") == evaluator.name:
             with call.gateway.store.transaction() as transaction:
                 transaction.delete(source.name)

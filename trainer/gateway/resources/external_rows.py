@@ -23,12 +23,12 @@ _FIELD = "dataset.externalUrl"
 CONFIGS = {S3: "awsS3Config", AZURE: "azureBlobStorageConfig"}
 
 
-def check(gateway: Gateway, url: str) -> None:
-    """Raises INVALID_ARGUMENT for a URL that is not asked."""
+def check(gateway: Gateway, url: str, *, what: str = _FIELD) -> None:
+    """Raises INVALID_ARGUMENT, naming the field `what`, for a URL that is not asked."""
     try:
         _check(gateway, web_url(url))
     except GatewayError as error:
-        raise GatewayError(error.code, f"{_FIELD}: {error.message}", metadata={"field": _FIELD}) from error
+        raise GatewayError(error.code, f"{what}: {error.message}", metadata={"field": what}) from error
 
 
 def _check(gateway: Gateway, url: str) -> None:

@@ -38,20 +38,27 @@ def page(
             raise invalid(f"{word}: {name} are listed in one order and without a filter; leave it out", field=word)
     mask = read_mask(call, schema)
     token, size = query.get("pageToken", ""), page_size(query)
-    after = _opened(token) if token else ""
+    after = _opened(token, name) if token else ""
     rest = sorted((item for item in items if key(item) > after), key=key)
     more = len(rest) > size
     return {
         name: [masked(item, mask) for item in rest[:size]],
-        "nextPageToken": base64.urlsafe_b64encode(key(rest[size - 1]).encode()).decode() if more else "",
+        "nextPageToken": _token(name, key(rest[size - 1])) if more else "",
         "totalSize": len(items),
     }
 
 
-def _opened(token: str) -> str:
+def _token(name: str, last: str) -> str:
+    return base64.urlsafe_b64encode(f"{name} {last}".encode()).decode()
+
+
+def _opened(token: str, name: str) -> str:
     try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        made_for, _, last = base64.b64decode(token, altchars=b"-_", validate=True).decode().partition(" ")
     except (ValueError, binascii.Error) as error:
         raise invalid(
             "pageToken: not a token of this gateway; pass nextPageToken as it was", field="pageToken"
         ) from error
+    if made_for != name:
+        raise invalid("pageToken: belongs to another list; start again without it", field="pageToken")
+    return last

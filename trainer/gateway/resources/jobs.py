@@ -272,6 +272,7 @@ def read(gateway: Gateway, kind: JobFamily, body: dict[str, Any], *, parent: str
         raise readable(error) from error
     secrets, elsewhere = {}, {}
     if wandb := body.get("wandbConfig"):
+        _no_stray_key(wandb)
         if wandb.get("apiKey"):
             secrets["WANDB_API_KEY"] = wandb["apiKey"]
         body["wandbConfig"] = {key: value for key, value in wandb.items() if key != "apiKey"}
@@ -281,6 +282,16 @@ def read(gateway: Gateway, kind: JobFamily, body: dict[str, Any], *, parent: str
                 body = with_value(body, one.path, _resolved(gateway, kind, one, value, parent=parent))
         body, elsewhere = external_inputs.resolved(gateway, kind, body, parent=parent)
     return Request(job, body, secrets, elsewhere)
+
+
+def _no_stray_key(wandb: dict[str, Any]) -> None:
+    """A key under a name that the contract does not know would be kept and shown, as all unknown fields are."""
+    for name in wandb:
+        if name != "apiKey" and re.fullmatch(r"(wandb)?[_-]?(api)?[_-]?(key|token|secret)", name, re.IGNORECASE):
+            raise invalid(
+                f"wandbConfig.{name}: is not a field; the key goes into wandbConfig.apiKey, and is never shown",
+                field=f"wandbConfig.{name}",
+            )
 
 
 def readable(error: ValidationError) -> GatewayError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.gateway import standard
+from trainer.gateway import idempotency, standard
 from trainer.gateway.gateway import Call
 from trainer.gateway.job_families import FAMILIES
 from trainer.gateway.resources import (
@@ -178,5 +178,5 @@ QUICK = frozenset({
 
 
 def is_quick(call: Call) -> bool:
-    """True for a call that is done in one short transaction; what copies rows is none."""
-    return call.operation.id in QUICK and not call.body.get("sourceDatasetId")
+    """True for a call that is done in one short transaction."""
+    return call.operation.id in QUICK and not idempotency.is_long(call)

@@ -207,7 +207,7 @@ def _synthesised(call: Call, name: str) -> dict[str, Any]:
 
 def _base_of(call: Call, shape_id: str) -> tuple[str, dict[str, Any]]:
     """The model whose id is in the shape's: the longest such, the caller's own before the public ones."""
-    own = [model for model in call.gateway.store.every("models") if model.parent in (call.account, base_models.ACCOUNT)]
+    own = call.gateway.store.every("models", resources.c.parent.in_((call.account, base_models.ACCOUNT)))
     fit = [model for model in own if model.id in shape_id and model.body.get("kind") == "HF_BASE_MODEL"]
     fit = fit or [model for model in own if model.id == "tiny"]
     if not fit:
@@ -239,7 +239,8 @@ def _all_versions(call: Call) -> dict[str, Any]:
         found += [_version(_synthesised(call, name)) for name in names]
     if f"accounts/{account}" != base_models.ACCOUNT:
         parent = f"{_wild(call).parent()}/"
-        found += [one.shown() for one in call.gateway.store.every(VERSIONS.collection) if one.parent.startswith(parent)]
+        mine = (resources.c.parent > parent, resources.c.parent < f"{parent[:-1]}0")  # what follows "/"
+        found += [one.shown() for one in call.gateway.store.every(VERSIONS.collection, *mine)]
     return _synthetic_page(call, found)
 
 
