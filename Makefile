@@ -14,7 +14,7 @@ test: lint fast
 
 fast: dev
 	$(BIN)/python -m pytest -n 2 -m "not slow and not clients and not gpu" tests
-	$(BIN)/python -m pytest -m "clients" tests/clients
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "clients and not slow" tests/clients
 
 slow: dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow" tests

@@ -14,13 +14,13 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faulty_gateway import untold  # noqa: E402
 from tests.gateway_kit import make_scheduler, wait_for, write_base_model, write_rows  # noqa: E402
+from tests.reserved_port import reserved_port  # noqa: E402
 from trainer.gateway.client import GatewayClient  # noqa: E402
 from trainer.gateway.errors import GatewayError  # noqa: E402
 from trainer.gateway.gateway import Gateway  # noqa: E402
@@ -36,7 +37,9 @@ from trainer.launch import here  # noqa: E402
 
 _JOBS = {"fake": 6, "real": 2}
 _KILLS = 8  # of a round, at most
-_LONGEST = {"fake": 60.0, "real": 300.0}  # seconds until all jobs of a round have ended
+_LONGEST = {"fake": 300.0, "real": 500.0}  # seconds until all jobs of a round have ended, on a busy machine
+_PATIENCE = 120.0  # seconds for a gateway to come up or go
+_TIMEOUT = 60.0  # seconds for an answer; that of a killed gateway is not waited for, its connection ends
 _ACCOUNT = "accounts/local"
 
 
@@ -45,9 +48,8 @@ class Killed:
 
     def __init__(self, home: Path, *, workers: str) -> None:
         self.home, self.workers, self.kills = home, workers, 0
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = one.getsockname()[1]
+        self._held = ExitStack()
+        self.port = self._held.enter_context(reserved_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = self._start()
 
@@ -61,7 +63,8 @@ class Killed:
     def stop(self) -> None:
         """As a person would."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(_PATIENCE)
+        self._held.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self.workers == "real":
@@ -85,7 +88,7 @@ def jobs_survive(top: Path, *, workers: str, seed: int) -> list[str]:
     home, draw = top / f"{workers}-{seed}", random.Random(seed)
     home.mkdir()
     gateway = Killed(home, workers=workers)
-    client = GatewayClient(gateway.url, timeout=10.0, first_wait=0.1)
+    client = GatewayClient(gateway.url, timeout=_TIMEOUT, first_wait=0.1)
     try:
         names = [f"job-{number}" for number in range(_JOBS[workers])]
         base = _inputs(client, home, workers=workers)
@@ -111,14 +114,14 @@ def jobs_survive(top: Path, *, workers: str, seed: int) -> list[str]:
 def _moment(client: GatewayClient, draw: random.Random, *, longest: float) -> None:
     """Let some time pass: most often since the gateway is up, at times since its process was started."""
     if draw.random() < 0.7:
-        wait_for(lambda: _up(client), "the gateway is up", 60)
+        wait_for(lambda: _up(client), "the gateway is up", _PATIENCE)
         time.sleep(draw.uniform(0.0, longest))
     else:
         time.sleep(draw.uniform(0.3, 1.5))
 
 
 def _inputs(client: GatewayClient, home: Path, *, workers: str) -> str:
-    wait_for(lambda: _up(client), "the gateway is up", 60)
+    wait_for(lambda: _up(client), "the gateway is up", _PATIENCE)
     texts = [("user", f"what is {n}?", "assistant", f"{n} is {n * n}") for n in range(40)]
     rows = [{"messages": [{"role": a, "content": b}, {"role": c, "content": d}]} for a, b, c, d in texts]
     client.upload_dataset(write_rows(home / "rows.jsonl", rows), "rows")
@@ -171,7 +174,7 @@ def _checked(home: Path, name: str) -> list[str]:
         found += [] if notes == ["began", "ended"] else [f"{name}: its workers: {notes}"]
     worker = here.find(run)
     if worker is not None:  # one that has said its last word takes a moment to go
-        wait_for(lambda: not worker.alive, f"the worker of {name} has ended", 30)
+        wait_for(lambda: not worker.alive, f"the worker of {name} has ended", _PATIENCE)
     models = list((home / "gateway/files/accounts/local/models").glob(f"m{name}*"))
     return found + ([] if len(models) == 1 else [f"{name}: {len(models)} models"])
 
@@ -181,34 +184,36 @@ def creates_survive(top: Path, *, count: int, clients: int, seed: int) -> list[s
     home, draw = top / f"creates-{seed}", random.Random(seed)
     home.mkdir()
     gateway = Killed(home, workers="none")
-    ended = threading.Event()
+    ended, killing = threading.Event(), list[threading.Thread]()
 
     def create(client_number: int) -> list[str]:
-        with GatewayClient(gateway.url, timeout=10.0, first_wait=0.05) as client:
+        with GatewayClient(gateway.url, timeout=_TIMEOUT, first_wait=0.05) as client:
             ids = [f"c{client_number}-{number}" for number in range(count // clients)]
             return [one for one in ids if _created(client, one)]
 
     def kill() -> None:
-        with GatewayClient(gateway.url, timeout=10.0, first_wait=0.02) as watch:
+        with GatewayClient(gateway.url, timeout=_TIMEOUT, first_wait=0.02) as watch:
             while not ended.wait(draw.uniform(0.2, 1.2)):
                 gateway.kill()
-                wait_for(lambda: _up(watch), "the gateway is up", 60)
+                wait_for(lambda: _up(watch), "the gateway is up", _PATIENCE)
 
     try:
-        with GatewayClient(gateway.url, timeout=10.0, first_wait=0.1) as client:
+        with GatewayClient(gateway.url, timeout=_TIMEOUT, first_wait=0.1) as client:
             base = _inputs(client, home, workers="fake")
             assert base == "base"
-            killer = threading.Thread(target=kill)
-            killer.start()
+            killing.append(threading.Thread(target=kill))
+            killing[0].start()
             with ThreadPoolExecutor(clients) as pool:
                 acked = [one for made in pool.map(create, range(clients)) for one in made]
             ended.set()
-            killer.join()
-            wait_for(lambda: _up(client), "the gateway is up", 60)
+            killing[0].join()
+            wait_for(lambda: _up(client), "the gateway is up", _PATIENCE)
             jobs = client.list("supervisedFineTuningJobs", pageSize=50)
             there = sorted(job["name"].rsplit("/", 1)[-1] for job in jobs)
     finally:
         ended.set()
+        for thread in killing:  # it may just be starting another gateway
+            thread.join()
         gateway.stop()
     print(f"creates: {len(acked)} acknowledged to {clients} clients, {len(there)} there, {gateway.kills} kills")
     return [] if there == sorted(acked) and len(acked) == count else [f"creates: {len(there)} of {len(acked)} there"]
@@ -216,14 +221,16 @@ def creates_survive(top: Path, *, count: int, clients: int, seed: int) -> list[s
 
 def _created(client: GatewayClient, job_id: str) -> bool:
     """Create, and again until it is acknowledged."""
+    made = False  # by a request whose answer was lost, before this call
     while True:
         try:
+            if made:
+                return client.find(f"{_ACCOUNT}/supervisedFineTuningJobs/{job_id}") is not None
             client.create_job({"dataset": "rows", "baseModel": "base"}, job_id)
             return True
         except GatewayError as error:
-            if error.code == "ALREADY_EXISTS":  # made by a request whose answer was lost, before this call
-                return client.find(f"{_ACCOUNT}/supervisedFineTuningJobs/{job_id}") is not None
-            if error.permanent:
+            made = made or error.code == "ALREADY_EXISTS"
+            if error.permanent and not made:
                 raise
 
 

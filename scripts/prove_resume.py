@@ -74,7 +74,7 @@ _COUNTS = "counts.json"
 _COMPOSING = threading.Lock()  # hydra composes one configuration at a time
 _HELD_OUT_ROWS = 24
 _HELD_OUT_PAIRS = "held_out_pairs.jsonl"
-_SECONDS = 300  # of one worker
+_SECONDS = 900  # of one worker, on a busy machine
 
 
 # --- The victim: a real worker that kills itself at a chosen moment ---

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,7 @@ def migrations_killed(top: Path) -> str:
     ran = subprocess.run([sys.executable, "-c", KILLED, *map(str, folders)], cwd=ROOT, capture_output=True, check=True)
     killed, between = [int(line) == 9 for line in ran.stdout.split()], 0
     for folder in folders:
-        with sqlite3.connect(folder / "gateway.db") as connection:
+        with closing(sqlite3.connect(folder / "gateway.db")) as connection, connection:
             names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
         connection.close()
         new = {"counts", "alembic_version", "resources_added", "resources_by_state", "audit_log"}

@@ -35,12 +35,13 @@ class Page:
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self._loaded = False
+        self._loaded = set[str]()  # what was navigated to and has finished loading
         self._to, self._from, self._rest, self._number, self._session = to_browser, from_browser, b"", 0, ""
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._ask(f"{domain}.enable")
+        self._ask("Page.setLifecycleEventsEnabled", enabled=True)
 
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
         """The size of the window inside, in CSS pixels (a phone's below 500), and the colour scheme asked for."""
@@ -51,10 +52,10 @@ class Page:
 
     def open(self, address: str) -> None:
         """Load `address` and wait until it and all it asks for is there."""
-        self._loaded = False
-        self._ask("Page.navigate", url=address)
+        told = self._ask("Page.navigate", url=address)
+        assert "errorText" not in told, f"{address}: {told['errorText']}"
         deadline = time.monotonic() + _PATIENCE
-        while not self._loaded:
+        while told["loaderId"] not in self._loaded:  # the empty page before it may just now have finished, too
             assert time.monotonic() < deadline, f"{address} does not finish loading"
             self._take(self._message())
 
@@ -93,8 +94,8 @@ class Page:
 
     def _take(self, event: dict[str, Any]) -> None:
         method, told = event.get("method"), event.get("params", {})
-        if method == "Page.loadEventFired":
-            self._loaded = True
+        if method == "Page.lifecycleEvent" and told["name"] == "load":
+            self._loaded.add(told["loaderId"])
         elif method == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
         elif method == "Runtime.consoleAPICalled":
@@ -129,6 +130,9 @@ def page() -> Iterator[Page]:
         finally:
             watch.cancel()
             process.terminate()
-            process.wait(10)
-            os.close(to_browser)
-            os.close(from_browser)
+            try:
+                process.wait(_PATIENCE)
+            finally:
+                process.kill()
+                os.close(to_browser)
+                os.close(from_browser)

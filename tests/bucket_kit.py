@@ -18,8 +18,11 @@ from typing import Any
 
 import httpx
 
+from tests.reserved_port import reserved_port
+
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # azurite's own
+_PATIENCE = 120.0  # seconds for a server to come up on a busy machine
 
 
 def has_moto() -> bool:
@@ -46,8 +49,8 @@ def azurite() -> str | None:
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
     """An S3 server; gives the environment that reaches it."""
-    port = _free_port()
-    with _process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]
+    with reserved_port() as port, _process([*command, str(port)], port):
         yield {
             "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
@@ -57,9 +60,8 @@ def s3_server() -> Iterator[dict[str, str]]:
 @contextmanager
 def azure_server(program: str) -> Iterator[dict[str, str]]:
     """An Azure Blob server; gives the environment that reaches it."""
-    port = _free_port()
     words = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
-    with _process([program, *words, "--blobPort", str(port)], port):
+    with reserved_port() as port, _process([program, *words, "--blobPort", str(port)], port):
         yield {
             "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;"
             f"AccountKey={AZURE_KEY};BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
@@ -112,18 +114,12 @@ def new_container() -> str:
     return f"az://{name}/some/prefix"
 
 
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 @contextmanager
 def _process(command: list[str], port: int) -> Iterator[None]:
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as process:
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + _PATIENCE
             while True:
                 try:
                     socket.create_connection(("127.0.0.1", port), 1).close()

@@ -32,7 +32,7 @@ def trainer(
     }
     return subprocess.run(
         [sys.executable, "-m", "trainer", *words], cwd=ROOT, env=environment, input=stdin, capture_output=True,
-        text=True, timeout=300, check=False,
+        text=True, timeout=900, check=False,
     )  # fmt: skip
 
 

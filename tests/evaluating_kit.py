@@ -105,7 +105,7 @@ def uploaded(client: GatewayClient, content: bytes, evaluator_id: str = "proj") 
     return built(client, evaluator_id)
 
 
-def built(client: GatewayClient, evaluator_id: str, *, timeout: float = 60.0) -> dict[str, Any]:
+def built(client: GatewayClient, evaluator_id: str, *, timeout: float = 300.0) -> dict[str, Any]:
     """The evaluator once its build has ended."""
 
     def done() -> dict[str, Any] | None:
@@ -167,7 +167,7 @@ def until(client: GatewayClient, job_id: str, *states: str) -> dict[str, Any]:
         job = ask(client, "GET", f"{JOBS}/{job_id}")
         return job if job["state"].removeprefix("JOB_STATE_") in states else None
 
-    return wait_for(reached, f"{job_id} in {states}", 60)
+    return wait_for(reached, f"{job_id} in {states}", 300)
 
 
 def scored(client: GatewayClient, dataset: str) -> list[dict[str, Any]]:

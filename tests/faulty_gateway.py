@@ -11,13 +11,14 @@ import asyncio
 import json
 import random
 import re
+import select
 import socket
 import struct
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -25,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tests.reserved_port import reserved_port
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.server import create_app
 
@@ -37,6 +40,7 @@ STORM = {"limit": 0.14, "limit-date": 0.02, "limit-ms": 0.14, "busy": 0.1, "busy
          "silent": 0.04, "silent-after": 0.04, "late": 0.02, "reset-before": 0.02, "reset-middle": 0.01,
          "reset-after": 0.02, "truncate": 0.02}  # fmt: skip
 _PIECE = 1 << 16
+_PATIENCE = 60.0  # seconds for the app to take what it was sent, on a busy machine
 _TAG = re.compile(r"run-\d+")
 
 
@@ -88,6 +92,9 @@ class FaultyGateway:
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty gateway", daemon=True)
         self._server: asyncio.Server | None = None
         self._later: set[asyncio.Task[Any]] = set()
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._held = ExitStack()
+        self.taken: Mapping[int, int] | None = None  # see `Taking`
         self.port = 0
 
     @property
@@ -101,6 +108,7 @@ class FaultyGateway:
         self._do(self._close())
 
     def start(self) -> None:
+        self.port = self._held.enter_context(reserved_port())  # also while it is offline
         self._thread.start()
         self.online()
 
@@ -110,13 +118,13 @@ class FaultyGateway:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._held.close()
 
     def _do(self, work: Any) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_address=True)
 
     async def _close(self) -> None:
         if self._server is not None:
@@ -127,14 +135,28 @@ class FaultyGateway:
         for task in [*self._later, *(t for t in asyncio.all_tasks() if t is not asyncio.current_task())]:
             task.cancel()
         await asyncio.sleep(0)
+        for writer in self._connections:  # also those whose peer does not take what it was sent
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             await self._serve(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client, or the test, has gone
         finally:
-            writer.close()
+            self._left(writer)
+
+    def _left(self, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        if not writer.transport.get_write_buffer_size():
+            self._connections.discard(writer)
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        self._connections.add(writer)
+        return reader, writer
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -182,6 +204,8 @@ class FaultyGateway:
         elif seen.fault in (*LIMITS, "busy-bare", "proxy-502", "poison"):
             refusal = self._refusal(seen)
             seen.answered = time.monotonic()
+            if _given_up(writer):  # this process came too late with it; nobody hears when to come back
+                seen.retry_after = 0.0
             writer.write(refusal)
             return await writer.drain()
         else:
@@ -199,19 +223,27 @@ class FaultyGateway:
     async def _cut(
         self, seen: Seen, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, length: int
     ) -> None:
-        """Pass on a part of the body, then break both connections."""
-        _, up = await asyncio.open_connection("127.0.0.1", self.upstream)
-        up.write(_closing(head))
-        seen.body_bytes = min(length, length // 2 if self.cut_after is None else self.cut_after)
-        left = seen.body_bytes
-        while left:
-            piece = await reader.readexactly(min(left, _PIECE))
-            up.write(piece)
-            await up.drain()
-            left -= len(piece)
-        await asyncio.sleep(0.05)
-        up.close()
+        """Pass on a part of the body, then break both connections once the app has it."""
+        _, up = await self._connected()
+        try:
+            up.write(_closing(head))
+            seen.body_bytes = left = min(length, length // 2 if self.cut_after is None else self.cut_after)
+            while left:
+                piece = await reader.readexactly(min(left, _PIECE))
+                up.write(piece)
+                await up.drain()
+                left -= len(piece)
+            await self._is_taken(up, seen.body_bytes)
+        finally:
+            self._left(up)
         _reset(writer)
+
+    async def _is_taken(self, up: asyncio.StreamWriter, size: int) -> None:
+        """Wait until the app has done what it does with this much of a body: what comes later is lost with the cut."""
+        assert self.taken is not None
+        port, end = up.get_extra_info("sockname")[1], time.monotonic() + _PATIENCE
+        while self.taken.get(port, 0) < size and time.monotonic() < end:
+            await asyncio.sleep(0.005)
 
     async def _apply_late(self, request: bytes) -> None:
         await asyncio.sleep(self.late)
@@ -219,12 +251,12 @@ class FaultyGateway:
 
     async def _upstream(self, request: bytes) -> bytes:
         head, _, body = request.partition(b"\r\n\r\n")
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+        reader, writer = await self._connected()
         try:
             writer.write(_closing(head + b"\r\n\r\n") + body)
             return await reader.read()
         finally:
-            writer.close()
+            self._left(writer)
 
     def _refusal(self, seen: Seen) -> bytes:
         now = datetime.now(UTC)
@@ -247,13 +279,36 @@ class FaultyGateway:
         return _http(status, b'{"code": 14, "message": "come back later", "details": []}', extra)
 
 
+class Taking:
+    """An ASGI app that tells how much of a connection's body it has dealt with: what came before it asks for more.
+
+    taken: the client's port -> bytes.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.taken = app, dict[int, int]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        port, came = (scope.get("client") or ("", 0))[1], 0
+
+        async def noted() -> Message:
+            nonlocal came
+            self.taken[port] = came
+            message = await receive()
+            came += len(message.get("body", b""))
+            return message
+
+        await self.app(scope, noted, send)
+
+
 @contextmanager
 def faulty_gateway(
     folder: Path, *, seed: int = 0, rates: Mapping[str, float] | None = None, scale: float = 1.0
 ) -> Iterator[tuple[FaultyGateway, Gateway]]:
     """The faulty server, and the gateway behind it."""
-    with upstream(folder) as (port, gateway):
+    with upstream(folder) as (port, gateway, taken):
         found = FaultyGateway(port, seed=seed, rates=rates, scale=scale)
+        found.taken = taken
         found.start()
         try:
             yield found, gateway
@@ -262,19 +317,21 @@ def faulty_gateway(
 
 
 @contextmanager
-def upstream(folder: Path) -> Iterator[tuple[int, Gateway]]:
-    """The real app on `folder`, served by uvicorn in a thread; its port."""
+def upstream(folder: Path) -> Iterator[tuple[int, Gateway, Mapping[int, int]]]:
+    """The real app on `folder`, served by uvicorn in a thread; its port, and what it has taken (see `Taking`)."""
     app = create_app(folder)
+    taking = Taking(app)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(taking, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             while not server.started:
+                assert thread.is_alive(), "the app did not start"
                 time.sleep(0.01)
-            yield listener.getsockname()[1], app.state.gateway
+            yield listener.getsockname()[1], app.state.gateway, taking.taken
         finally:
             server.should_exit = True
             thread.join()
@@ -370,6 +427,13 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+def _given_up(writer: asyncio.StreamWriter) -> bool:
+    """Whether the other side has ended the connection already."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _closing(head: bytes) -> bytes:

@@ -136,11 +136,14 @@ def served(folder: Path, *arguments: str, keys: bool = False) -> Iterator[tuple[
         yield process.stdout.readline().decode().strip(), process
     finally:
         process.terminate()
-        process.wait(10)
-        process.stdout.close()
+        try:
+            process.wait(120)
+        finally:
+            process.kill()
+            process.stdout.close()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 15.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 120.0) -> Any:
     """What `condition` returns once that is true."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ class World:
             transaction.insert(replace(base, name="accounts/other/models/base", parent="accounts/other"))
         files = gateway.files
         shutil.copytree(files.folder("accounts/local/models/base"), files.folder("accounts/other/models/base"))
-        with sqlite3.connect(gateway.folder / "gateway.db") as connection:
+        with closing(sqlite3.connect(gateway.folder / "gateway.db")) as connection:
             connection.executescript(_HISTORY)
         self._seed = seed
 
@@ -284,7 +285,7 @@ class World:
 
     def breaches(self) -> list[str]:
         """What the history shows that must not be."""
-        with sqlite3.connect(self.gateway.folder / "gateway.db") as connection:
+        with closing(sqlite3.connect(self.gateway.folder / "gateway.db")) as connection:
             rows = connection.execute("SELECT name, before, after, token FROM history ORDER BY id").fetchall()
         return [*self.problems, *checked(rows, self.resumed)]
 
@@ -310,6 +311,6 @@ def checked(rows: list[tuple[str, str, str, int | None]], resumed: Counter[str])
 
 def moves(gateway: Gateway) -> Counter[str]:
     """How often each move was committed."""
-    with sqlite3.connect(gateway.folder / "gateway.db") as connection:
+    with closing(sqlite3.connect(gateway.folder / "gateway.db")) as connection:
         rows = connection.execute("SELECT before, after FROM history WHERE before != after").fetchall()
     return Counter(f"{a.removeprefix('JOB_STATE_')} -> {b.removeprefix('JOB_STATE_')}" for a, b in rows)

@@ -35,6 +35,7 @@ _VARIABLES = (
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 _GIT_SECONDS = 10.0
+_ELSEWHERE = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"})  # what a hook has: another repository
 
 
 def record(spec: RunSpec, folder: Path, *, cache: Path | None = None) -> None:
@@ -56,6 +57,42 @@ def complete(spec: RunSpec, folder: Path, *, cache: Path | None = None) -> None:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not document["base"]["files"]:
             _write(path, document | {"base": _model(spec.inputs.base_model, spec.model.revision, _Digests(cache))})
+
+
+def changed_inputs(spec: RunSpec, folder: Path, *, cache: Path | None = None) -> list[str]:
+    """Files of rows and models that are not what `lineage.json` has of them, or not among them, in words; empty where
+    there is none or it tells no digests. Raises `ValueError` when it cannot be read."""
+    path = folder / LINEAGE
+    if not path.exists():
+        return []
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        now = lineage(spec, folder, cache=cache)
+        pairs = list(zip((*told["data"], told["base"], told["parent"]), (*now["data"], now["base"], now["parent"]),
+                         strict=True))  # fmt: skip
+        return [
+            f"{Path(new['path']) / name if Path(new['path']).is_dir() else new['path']} {how}"
+            for old, new in pairs
+            if old and new and old["files"]
+            for name, how in _differences(old["files"], new["files"])
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}), so nobody can tell whether rows and base are "
+            "still those that the run began with; put it back, or remove it to go on without that check"
+        ) from error
+
+
+def _differences(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    before, after = ({one["file"]: one["sha256"] for one in files if _matters(one)} for files in (old, new))
+    words = {name: "is gone" if name not in after else "is new" if name not in before else "has changed"
+             for name in sorted({*before, *after}) if before.get(name) != after.get(name)}  # fmt: skip
+    return list(words.items())
+
+
+def _matters(entry: dict[str, Any]) -> bool:
+    """Rows do, and of a model all but its papers."""
+    return entry.get("role") != "configuration" or str(entry["file"]).endswith(".json")
 
 
 def describe(spec: RunSpec) -> dict[str, Any]:
@@ -93,6 +130,7 @@ def git(checkout: Path) -> dict[str, Any] | None:
     if not (checkout / ".git").exists():
         return None
     told = []
+    variables = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     for words in (("rev-parse", "HEAD"), ("status", "--porcelain")):
         try:
             done = subprocess.run(  # noqa: S603
@@ -101,6 +139,7 @@ def git(checkout: Path) -> dict[str, Any] | None:
                 text=True,
                 timeout=_GIT_SECONDS,
                 check=True,
+                env=variables,
             )
         except (OSError, subprocess.SubprocessError) as error:
             return {"problem": f"git {words[0]}: {error}"}

@@ -1,15 +1,37 @@
 """Environments of their own for published clients, made once below `.venv-clients/`, and a gateway to talk to."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE = 120.0  # seconds for a gateway to go, on a busy machine
+_ATTEMPTS = 3  # at an installation; an index may be away for a moment
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time: tests run side by side, and each may be the first that needs an environment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def install(python: Path, requirement: str) -> None:
+    """Install, with pip's own patience, and again where that was not enough."""
+    command = [python, "-m", "pip", "install", "--quiet", "--retries", "10", requirement]
+    for _ in range(_ATTEMPTS - 1):
+        if subprocess.run(command, check=False).returncode == 0:
+            return
+    subprocess.run(command, check=True)
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +41,11 @@ def client_python() -> Callable[[str], Path]:
     def find(requirement: str) -> Path:
         folder = ROOT / ".venv-clients" / requirement.replace("==", "-")
         python, done = folder / "bin/python", folder / "installed"
-        if not done.exists():
-            venv.create(folder, with_pip=True, clear=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
-            done.touch()
+        with alone(folder.with_name(f"{folder.name}.lock")):
+            if not done.exists():
+                venv.create(folder, with_pip=True, clear=True)
+                install(python, requirement)
+                done.touch()
         return python
 
     return find
@@ -41,7 +64,11 @@ def gateway(tmp_path: Path) -> Iterator[str]:
             yield line.removeprefix("gateway: ")
         finally:
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 @pytest.fixture

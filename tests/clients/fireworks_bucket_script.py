@@ -11,7 +11,7 @@ import time
 from fireworks import Fireworks
 
 ENDED = {"JOB_STATE_COMPLETED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EARLY_STOPPED"}
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 800
 
 
 def main() -> None:

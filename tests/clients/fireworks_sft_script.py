@@ -12,7 +12,7 @@ from pathlib import Path
 from fireworks import Fireworks, NotFoundError
 
 ENDED = {"JOB_STATE_COMPLETED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EARLY_STOPPED"}
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 800
 
 
 def main() -> None:

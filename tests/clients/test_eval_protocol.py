@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.build_kit import configured, package_index
 from tests.clients.conftest import ROOT
 from tests.evaluating_kit import LENGTH, REWARD, TEST, answered, built, log_of, packed, project, snippet, uploaded
 from tests.family_kit import ask
@@ -16,6 +17,7 @@ from trainer.gateway.client import GatewayClient
 
 pytestmark = pytest.mark.clients
 
+CLIENT = "eval-protocol==0.3.33"
 REAL = "eval-protocol==0.3.33\npytest\npytest-asyncio\n"  # as in test_evaluator_real_package.py, which builds the same
 ROWS = answered("4", "it is 4", "5", "four", "44")
 
@@ -24,6 +26,15 @@ ROWS = answered("4", "it is 4", "5", "four", "44")
 def environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Environments of evaluators are kept between runs: the real package is large."""
     monkeypatch.setenv("TRAINER_EVALUATOR_ENVIRONMENTS", str(ROOT / ".venv-clients/evaluator-environments"))
+
+
+@pytest.fixture
+def empty_index(client_python: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Builds of the gateway that is started after this ask an index on this machine, which has no package."""
+    client_python(CLIENT)  # from where packages are
+    with package_index() as index:
+        configured(monkeypatch, index_url=index.url)
+        yield
 
 
 @pytest.fixture
@@ -41,14 +52,14 @@ def upload(
     folder.mkdir()
     (folder / "test_x.py").write_text(TEST)
     write_rows(folder / "rows.jsonl", ROWS)
-    command = client_python("eval-protocol==0.3.33").parent / "eval-protocol"
+    command = client_python(CLIENT).parent / "eval-protocol"
     more = {"FIREWORKS_API_BASE": client_environment["FIREWORKS_BASE_URL"], "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
     def run(requirements: str, *options: str) -> str:
         (folder / "requirements.txt").write_text(requirements)
         answer = subprocess.run(
             [command, "upload", "--entry", "test_x.py::test_truth", "--yes", *options], cwd=folder,
-            env={**client_environment, **more}, capture_output=True, text=True, timeout=120, check=False,
+            env={**client_environment, **more}, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return answer.stdout
@@ -65,7 +76,7 @@ def job(client: GatewayClient, evaluator: str) -> list[dict[str, Any]]:
         found = ask(client, "GET", f"{A}/evaluationJobs/{evaluator}")
         return found if found["state"] in ("JOB_STATE_COMPLETED", "JOB_STATE_FAILED", "JOB_STATE_PAUSED") else None
 
-    found = wait_for(ended, f"the job of {evaluator}", 180)
+    found = wait_for(ended, f"the job of {evaluator}", 600)
     assert found["state"] == "JOB_STATE_COMPLETED", found["status"]
     (url,) = ask(client, "GET", f"{A}/datasets/{evaluator}-out:getDownloadEndpoint")["filenameToSignedUrls"].values()
     return [json.loads(line) for line in raw(client, "GET", url).text.splitlines()]
@@ -76,6 +87,7 @@ def preview(client: GatewayClient, evaluator: str) -> list[dict[str, Any]]:
     return ask(client, "POST", f"{A}/evaluators:previewEvaluator", sample, timeout=600)["results"]
 
 
+@pytest.mark.usefixtures("empty_index")
 def test_an_upload_is_built_or_says_why_not(client: GatewayClient, upload: Callable[..., str]) -> None:
     upload("# nothing beside the standard library\n")
     found = built(client, "test-x-test-truth")
@@ -98,7 +110,7 @@ def test_every_kind_scores_alike_in_previews_and_jobs(
     upload(REAL)
     snippet(client, LENGTH)
     project(client, packed({"reward.py": REWARD}), "reward.py::contains_truth", "reward")
-    assert built(client, "test-x-test-truth", timeout=600)["state"] == "ACTIVE"
+    assert built(client, "test-x-test-truth", timeout=1200)["state"] == "ACTIVE"
     shown = {name: preview(client, name) for name in ("snip", "reward", "test-x-test-truth")}
     for name, results in shown.items():
         assert [one["score"] for one in results] == [1.0, 1.0, 0.0, 0.0, 1.0], (name, results)

@@ -28,7 +28,7 @@ def test_a_preference_job_from_pairs_to_its_metrics_file(
     rows.write_text("".join(json.dumps(pair(number)) + "\n" for number in range(2, 10)))
     command = [client_python(f"fireworks-ai=={version}"), SCRIPT, "accounts/local/models/tiny", rows]
     done = subprocess.run(
-        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

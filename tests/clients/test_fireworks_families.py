@@ -21,7 +21,7 @@ def test_every_family(
     python = client_python("fireworks-ai==1.2.28")
     command = [python, SCRIPT, client, ROOT / "trainer/models/tiny"]
     answer = subprocess.run(
-        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert answer.returncode == 0, answer.stderr
     seen = json.loads(answer.stdout.splitlines()[-1])

@@ -54,6 +54,8 @@ class Proxy:
         self._thread.start()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection
+        self._thread.join()
         self._listener.close()
 
     def _run(self) -> None:
@@ -105,13 +107,19 @@ def _read(client: socket.socket) -> bytes:
     """A whole request."""
     found = b""
     while b"\r\n\r\n" not in found:
-        found += client.recv(1 << 16)
+        found += _some(client)
     head, _, body = found.partition(b"\r\n\r\n")
     lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
     length = int(lengths[0].split(b":")[1]) if lengths else 0
     while len(body) < length:
-        body += client.recv(1 << 16)
+        body += _some(client)
     return head + b"\r\n\r\n" + body
+
+
+def _some(client: socket.socket) -> bytes:
+    piece = client.recv(1 << 16)
+    assert piece, "the client ended in the midst of a request"
+    return piece
 
 
 @pytest.fixture
@@ -121,8 +129,10 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     with served(tmp_path / "gateway") as (url, _):
         host, port = url.removeprefix("http://").split(":")
         found = Proxy((host, int(port)))
-        yield found
-        found.close()
+        try:
+            yield found
+        finally:
+            found.close()
 
 
 def asked(proxy: Proxy, client_python: Callable[[str], Path], *words: str) -> dict[str, str]:
@@ -132,7 +142,7 @@ def asked(proxy: Proxy, client_python: Callable[[str], Path], *words: str) -> di
         "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     command = [client_python("fireworks-ai==1.2.28"), SCRIPT, *words]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout.splitlines()[-1])
 

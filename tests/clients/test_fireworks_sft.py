@@ -24,7 +24,7 @@ def test_a_job_from_file_to_model(
             stream.write(json.dumps({"messages": messages}) + "\n")
     command = [client_python(f"fireworks-ai=={version}"), SCRIPT, "accounts/local/models/tiny", rows]
     done = subprocess.run(
-        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        command, env=client_environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

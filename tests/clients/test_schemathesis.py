@@ -44,10 +44,10 @@ def test_the_contract(
         "--checks", "answers_in_the_gateways_language,response_schema_conformance,content_type_conformance",
         "--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--max-time", str(SECONDS), "--no-shrink",
         "--continue-on-failure", "--warnings", "off", "--suppress-health-check", "all", "--no-color",
-        "-H", "Authorization: Bearer fw_any",
+        "-H", "Authorization: Bearer fw_any", "--request-timeout", "60",
     ]  # fmt: skip
     environment = {**client_environment, "SCHEMATHESIS_HOOKS": str(HOOKS)}
     done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=8 * SECONDS, check=False
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=20 * SECONDS, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-20_000:]

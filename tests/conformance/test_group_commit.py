@@ -47,12 +47,12 @@ def queued(store: Store, *works: Callable[[], object]) -> Iterator[list[Future[o
     def first() -> object:
         with store.transaction():
             entered.set()
-            assert leave.wait(20)
+            assert leave.wait(120)
 
     with ThreadPoolExecutor(len(works) + 1) as pool:
         holder: Future[object] = pool.submit(first)
         futures: list[Future[object]] = []
-        assert entered.wait(20)
+        assert entered.wait(120)
         for work in works:
             futures.append(pool.submit(work))
             waiting = store.database._writers._turns._waiting
@@ -70,7 +70,7 @@ def test_those_who_wait_share_one_commit(store: Store, monkeypatch: pytest.Monke
     works = [lambda n=n: add(store, record(f"d{n}")) for n in range(20)]
     with queued(store, *works) as futures:
         for future in futures:
-            future.result(20)
+            future.result(120)
     assert seen == ["COMMIT"]
     assert len(names(store)) == 20
     assert store.page(Page("datasets", PARENT))[2] == 20
@@ -83,12 +83,12 @@ def test_a_group_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(group_commit, "_MOST", 5)
     with queued(store, *[lambda n=n: add(store, record(f"d{n}")) for n in range(12)]) as futures:
         for future in futures:
-            future.result(20)
+            future.result(120)
     assert len(seen) == 3  # 1 + 4, 5, 3
     monkeypatch.setattr(group_commit, "_SECONDS", -1.0)
     with queued(store, *[lambda n=n: add(store, record(f"e{n}")) for n in range(3)]) as futures:
         for future in futures:
-            future.result(20)
+            future.result(120)
     assert len(seen) == 3 + 4
     assert len(names(store)) == 15
 
@@ -106,7 +106,7 @@ def test_what_fails_takes_nothing_of_others_with_it(store: Store, monkeypatch: p
         lambda: add(store, record("a")), lambda: add(store, record("b")), lambda: half("never-2"),
     ]  # fmt: skip
     with queued(store, *works) as futures:
-        outcomes = [type(future.exception(20)) for future in futures[:-1]]
+        outcomes = [type(future.exception(120)) for future in futures[:-1]]
     assert outcomes == [ValueError, type(None), ValueError, GatewayError, type(None), ValueError]
     assert names(store) == ["a", "b"]
     assert store.page(Page("datasets", PARENT))[2] == 2
@@ -122,7 +122,7 @@ def test_who_reads_in_a_turn_sees_the_turns_before(store: Store) -> None:
             return len(transaction.every("datasets"))
 
     with queued(store, lambda: add(store, record("a")), count, lambda: add(store, record("b")), count) as futures:
-        assert [futures[1].result(20), futures[3].result(20)] == [1, 2]
+        assert [futures[1].result(120), futures[3].result(120)] == [1, 2]
 
 
 def test_nobody_returns_before_the_commit(store: Store, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -132,14 +132,14 @@ def test_nobody_returns_before_the_commit(store: Store, open_store: Open, monkey
     def slow() -> None:
         with store.transaction():
             reached.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
 
     with queued(store, lambda: add(store, record("a")), slow) as futures:
-        assert reached.wait(20)
+        assert reached.wait(120)
         assert not futures[0].done()
         assert other.find(f"{PARENT}/datasets/a") is None
         go_on.set()
-        futures[0].result(20)
+        futures[0].result(120)
         assert other.find(f"{PARENT}/datasets/a") is not None
 
 
@@ -147,7 +147,7 @@ def test_a_commit_that_fails_is_everybodys(store: Store, monkeypatch: pytest.Mon
     seen = commits(store, monkeypatch, broken=(0,))
     works = [lambda n=n: add(store, record(f"d{n}")) for n in range(4)]
     with queued(store, *works) as futures:
-        errors = [future.exception(20) for future in futures]
+        errors = [future.exception(120) for future in futures]
     assert [getattr(error, "code", error) for error in errors] == ["RESOURCE_EXHAUSTED"] * 5
     assert seen[:2] == ["COMMIT", "ROLLBACK"]
     assert names(store) == []
@@ -171,7 +171,7 @@ def test_a_group_that_the_database_has_undone_is_nobodys(store: Store, monkeypat
 
     for work in (undoes, undoes_silently):
         with queued(store, lambda: add(store, record("a")), work, lambda: add(store, record("b"))) as futures:
-            errors = [future.exception(20) for future in futures]
+            errors = [future.exception(120) for future in futures]
         for error in (errors[0], errors[3]):
             assert isinstance(error, GatewayError)
             assert (error.code, error.details[0]["reason"]) == ("UNAVAILABLE", "STORE_UNDONE")

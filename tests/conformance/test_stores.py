@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -309,8 +310,9 @@ def test_a_database_that_went_away_is_unavailable_and_comes_back(tmp_path: Path)
     if place is None:
         pytest.skip("no PostgreSQL server (initdb, postgres) on this machine")
     own = Cluster(place)
-    try:
-        store = Store(tmp_path, own.database())
+    with ExitStack() as stack:
+        stack.callback(own.remove)
+        store = stack.enter_context(closing(Store(tmp_path, own.database())))
         add(store, record("a"))
         own.stop()
         for ask in (lambda: store.find("x"), lambda: add(store, record("b"))):
@@ -320,26 +322,20 @@ def test_a_database_that_went_away_is_unavailable_and_comes_back(tmp_path: Path)
         own.start()
         assert store.get(f"{PARENT}/datasets/a").id == "a"
         add(store, record("b"))
-        store.close()
-    finally:
-        own.remove()
 
 
 def test_a_folder_knows_where_its_records_are(tmp_path: Path, cluster: Cluster) -> None:
     url = cluster.database()
-    store = Store(tmp_path / "far", url)
-    add(store, record("a"))
-    store.close()
-    store = Store(tmp_path / "far")  # without a word: the mark says where
-    assert store.get(f"{PARENT}/datasets/a").id == "a"
-    store.close()
+    with closing(Store(tmp_path / "far", url)) as store:
+        add(store, record("a"))
+    with closing(Store(tmp_path / "far")) as store:  # without a word: the mark says where
+        assert store.get(f"{PARENT}/datasets/a").id == "a"
     Store(tmp_path / "near").close()
     with pytest.raises(GatewayError, match="move them first"):
         Store(tmp_path / "near", url)
     secret = url.replace("trainer@", "trainer:hunter2@")
-    store = Store(tmp_path / "secret", secret)
-    assert "hunter2" not in store.database.shown
-    store.close()
+    with closing(Store(tmp_path / "secret", secret)) as store:
+        assert "hunter2" not in store.database.shown
     assert b"hunter2" not in (tmp_path / "secret/store.json").read_bytes()
     with pytest.raises(GatewayError, match="TRAINER_GATEWAY_STORE"):
         Store(tmp_path / "secret")

@@ -71,10 +71,10 @@ def main() -> int:
     if behaviour == "refuse":
         state("FAILED", "the rows are no rows", "INVALID_ARGUMENT")
         return 2
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))  # whoever reads that it runs may stop it at once
     state("RUNNING")
     say("log", {"line": "hello from the worker"})
-    stopped = []
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     while behaviour == "slow" and not stopped:
         time.sleep(0.02)
     if stopped:

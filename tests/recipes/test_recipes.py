@@ -17,7 +17,7 @@ def recipe(name: str, *words: str, home: Path) -> subprocess.CompletedProcess[st
     environment = {**os.environ, "TRAINER_HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "recipes" / name), *words], cwd=home, env=environment, capture_output=True,
-        text=True, timeout=600, check=False,
+        text=True, timeout=1800, check=False,
     )  # fmt: skip
 
 

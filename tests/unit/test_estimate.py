@@ -299,7 +299,8 @@ def test_the_tightest_cgroup_is_what_there_is(tmp_path):
     assert machine.memory(tmp_path) == (3_000_000, 2_000_000)
 
 
-def test_prices_by_size_and_by_the_hour(tmp_path):
+def test_prices_by_size_and_by_the_hour(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINER_HOME", str(tmp_path / "home"))  # without prices of one's own
     path = tmp_path / "prices.json"
     classes = [{"up_to_parameters": 1000, "price": 0.5}, {"up_to_parameters": None, "price": 3.0}]
     path.write_text(json.dumps({"machine_hour": 2.0, "per_million_tokens": classes}))

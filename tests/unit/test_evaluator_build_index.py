@@ -27,10 +27,23 @@ def served() -> Iterator[PackageIndex]:
         yield found
 
 
+OPENED: list[Index] = []
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever becomes of a test, its connections end with it; none goes through a proxy of this machine."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def seen(sources: Sources, *, most_bytes: int = 1 << 20, **options: object) -> tuple[Index, list[str]]:
     """An index as a build sees it, and its notes."""
     notes: list[str] = []
-    return Index(sources, most_bytes=most_bytes, note=notes.append, **options), notes  # type: ignore[arg-type]
+    OPENED.append(Index(sources, most_bytes=most_bytes, note=notes.append, **options))  # type: ignore[arg-type]
+    return OPENED[-1], notes
 
 
 def got(index: Index, path: str) -> tuple[int, bytes]:
@@ -50,7 +63,6 @@ def test_a_page_is_written_anew_and_its_files_are_served(served: PackageIndex) -
     assert b'data-requires-python="&gt;=3.8"' in page and b"onclick" not in page
     assert got(index, f"/files/planted/{NAME}") == (200, CONTENT)
     assert (index.failed, notes) == ("", [])
-    index.close()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +77,6 @@ def test_no_other_path_is_answered_nor_asked(served: PackageIndex, path: str) ->
     got(index, "/simple/planted/")
     assert got(index, path)[0] == 404
     assert [one for one, _ in served.asked] == ["/simple/planted/"] + (["/simple/absent/"] if "absent" in path else [])
-    index.close()
 
 
 def test_packages_without_wheels_are_named(served: PackageIndex) -> None:
@@ -76,8 +87,6 @@ def test_packages_without_wheels_are_named(served: PackageIndex) -> None:
     assert notes == ["old: the index has 1 source distributions and no wheel; wheels only are taken"]
     allowed, _ = seen(Sources((served.url,)), sources_of=("Old",))
     assert b"old-2.0.tar.gz" in got(allowed, "/simple/old/")[1]
-    for one in (index, allowed):
-        one.close()
 
 
 def test_sources_are_merged_and_one_that_fails_is_told(served: PackageIndex, tmp_path: Path) -> None:
@@ -91,7 +100,6 @@ def test_sources_are_merged_and_one_that_fails_is_told(served: PackageIndex, tmp
     served.failing["/simple/other/"] = 403
     assert got(index, "/simple/other/")[0] == 502
     assert index.failed.startswith("the package index cannot be read")
-    index.close()
 
 
 def test_no_page_of_a_network_leads_to_files_of_this_machine(served: PackageIndex, tmp_path: Path) -> None:
@@ -120,7 +128,6 @@ def test_a_page_that_lists_all_projects_is_read_once(served: PackageIndex) -> No
     assert b"other-1.0" in got(index, "/simple/other/")[1]
     assert got(index, f"/files/planted/{NAME}") == (200, CONTENT)
     assert [path for path, _ in served.asked] == ["/simple/list/", f"/packages/{NAME}"]
-    index.close()
 
 
 def test_credentials_go_to_their_index_alone(served: PackageIndex) -> None:
@@ -135,7 +142,6 @@ def test_credentials_go_to_their_index_alone(served: PackageIndex) -> None:
         assert {headers.get("Authorization") for _, headers in served.asked} == {"Basic dXNlcjpwYXNzQHdvcmQ="}
         assert {headers.get("Authorization") for _, headers in other.asked} == {None}
         assert "pass" not in "".join([*notes, Sources((with_password,)).shown, *Sources((with_password,)).identity])
-        index.close()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +163,6 @@ def test_neither_links_nor_redirects_lead_elsewhere(target: str) -> None:
         if page[0] == 200:  # its text does not tell: the address does
             assert got(index, "/files/linked/linked-1.0-py3-none-any.whl")[0] == 502
         assert notes and away.asked == []
-        index.close()
 
 
 def test_what_does_not_match_its_hash_never_arrives_whole(served: PackageIndex) -> None:
@@ -169,7 +174,6 @@ def test_what_does_not_match_its_hash_never_arrives_whole(served: PackageIndex) 
     with pytest.raises(FetchFailed, match="does not match the hash"):
         list(answer.parts)
     assert "does not match the hash" in index.failed == notes[-1]
-    index.close()
 
 
 def test_bytes_are_bounded(served: PackageIndex) -> None:
@@ -178,7 +182,6 @@ def test_bytes_are_bounded(served: PackageIndex) -> None:
     got(index, "/simple/planted/")
     assert got(index, f"/files/planted/{NAME}")[0] == 502
     assert "larger than 200,000 bytes" in index.failed
-    index.close()
     index, _ = seen(Sources((served.url,)), most_bytes=400_000)
     got(index, "/simple/planted/")
     assert got(index, f"/files/planted/{NAME}")[0] == 200
@@ -187,7 +190,6 @@ def test_bytes_are_bounded(served: PackageIndex) -> None:
             index._left = min(index._left, 299_999)
             fetched = index._fetcher.get(f"{served.root}/packages/{NAME}", most=1 << 20)
             list(index._counted(fetched, "", NAME))
-    index.close()
 
 
 def test_pages_in_json_with_metadata_apart(served: PackageIndex) -> None:
@@ -205,7 +207,6 @@ def test_pages_in_json_with_metadata_apart(served: PackageIndex) -> None:
     for page in (b"{", b"[]", b"[" * 100_000, b'{"files": {}}'):
         served.pages["broken"] = (served.pages["broken"][0], page)
         assert got(index, "/simple/broken/")[0] == 502
-    index.close()
 
 
 def test_a_busy_server_is_asked_again(served: PackageIndex) -> None:
@@ -213,7 +214,6 @@ def test_a_busy_server_is_asked_again(served: PackageIndex) -> None:
     index, _ = seen(Sources((served.url,)))
     assert got(index, "/simple/planted/")[0] == 502
     assert len(served.asked) == 3
-    index.close()
 
 
 def test_an_operators_proxy_is_used(served: PackageIndex) -> None:
@@ -236,12 +236,13 @@ def test_an_operators_proxy_is_used(served: PackageIndex) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        index, _ = seen(Sources((served.url,), proxy=f"http://me:it@127.0.0.1:{server.server_port}"))
-        assert got(index, "/simple/planted/")[0] == 200
-        assert passed == [(f"{served.url}/planted/", "Basic bWU6aXQ=")]
-        index.close()
-        server.shutdown()
-        thread.join()
+        try:
+            index, _ = seen(Sources((served.url,), proxy=f"http://me:it@127.0.0.1:{server.server_port}"))
+            assert got(index, "/simple/planted/")[0] == 200
+            assert passed == [(f"{served.url}/planted/", "Basic bWU6aXQ=")]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(

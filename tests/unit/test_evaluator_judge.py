@@ -54,7 +54,8 @@ class Judge:
 
 
 @pytest.fixture
-def judge() -> Iterator[Judge]:
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     found = Judge()
     thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

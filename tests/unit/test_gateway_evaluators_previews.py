@@ -170,12 +170,15 @@ def test_a_judge_is_the_operators_and_its_key_the_accounts(
     body = {"evaluation": evaluation, "sampleData": json.dumps(ROWS[:1])}
     assert "configures a judge" in refused(client, "POST", f"{A}:testeval", body)[1]
     ask(client, "POST", f"{A}/secrets", {"keyName": "JUDGE_KEY", "name": "", "value": "key-of-judge"})
+    monkeypatch.setattr(Judge, "asked", [])
     with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("TRAINER_JUDGE_URL", f"http://127.0.0.1:{server.server_address[1]}/v1")
         monkeypatch.setenv("TRAINER_JUDGE_SECRET", "JUDGE_KEY")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        (found,) = ask(client, "POST", f"{A}:testeval", body)["results"]
-        server.shutdown()
+        try:
+            (found,) = ask(client, "POST", f"{A}:testeval", body)["results"]
+        finally:
+            server.shutdown()
     assert (found["success"], found["score"], found["metrics"]) == (True, 0.5, {"nice": 0.5})
     assert Judge.asked == ["Bearer key-of-judge"]

@@ -138,11 +138,11 @@ def test_rows_in_a_bucket_are_read_with_the_job_s_keys(
     assert (spec["inputs"]["train"]["sha256"], note["size"]) == (note["sha256"], len(CONTENT))
     assert spec["inputs"]["train"]["name"] == "accounts/local/datasets/there"
     assert spec["job"]["awsS3Config"] == {"credentialsSecret": name}
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert s3.keys["aws_secret_access_key"].encode() not in path.read_bytes(), path
     ask(client, "POST", f"{JOBS}/j:cancel", {})
     until(client, "j", "CANCELLED")
+    for path in tmp_path.rglob("*"):  # now that nobody writes there any more
+        if path.is_file():
+            assert s3.keys["aws_secret_access_key"].encode() not in path.read_bytes(), path
     ask(client, "DELETE", f"{JOBS}/j")
     assert not Path(spec["inputs"]["train"]["path"]).exists()
     assert ask(client, "GET", f"{A}/datasets/there")["state"] == "UPLOADING"
@@ -380,18 +380,18 @@ def test_a_job_that_waits_for_rows_says_so_and_holds_up_nobody(both: tuple[Gatew
     create(client, "waits")
     create(client, "goes", dataset="rows")
 
-    def gone() -> bool:
+    def both_there() -> dict[str, Any] | None:
         scheduler.tick()
-        return ask(client, "GET", f"{JOBS}/goes")["state"] == "JOB_STATE_COMPLETED"
+        waits = ask(client, "GET", f"{JOBS}/waits")
+        said = "it is asked again" in waits["status"].get("message", "")  # a thread of its own has asked
+        return waits if said and ask(client, "GET", f"{JOBS}/goes")["state"] == "JOB_STATE_COMPLETED" else None
 
-    wait_for(gone, "the other job's end")
-    job = wait_for(
-        lambda: (scheduler.tick(), ask(client, "GET", f"{JOBS}/waits"))[1], "the job that waits"
-    )  # fmt: skip
-    assert job["state"] == "JOB_STATE_VALIDATING"
-    assert "it is asked again" in job["status"]["message"]
-    ask(client, "POST", f"{JOBS}/waits:cancel", {})
-    scheduler.stop()
+    try:
+        job = wait_for(both_there, "the end of the one, and the other's words")
+        assert job["state"] == "JOB_STATE_VALIDATING"
+        ask(client, "POST", f"{JOBS}/waits:cancel", {})
+    finally:
+        scheduler.stop()
 
 
 def test_rows_that_come_too_late_are_not_kept(both: tuple[GatewayClient, Gateway], web: str) -> None:

@@ -97,7 +97,7 @@ def world() -> World:
 
 
 def get(fetcher: Fetcher, url: str, target: Path, **settings: float) -> bytes:
-    wanted = {"largest": 1000, "seconds": 5.0, **settings}
+    wanted = {"largest": 1000, "seconds": 60.0, **settings}
     fetched = fetcher.download(url, target, largest=int(wanted["largest"]), seconds=wanted["seconds"])
     content = target.read_bytes()
     assert (fetched.size, fetched.sha256) == (len(content), hashlib.sha256(content).hexdigest())
@@ -110,7 +110,7 @@ def test_no_spelling_leads_inside(world: World, tmp_path: Path) -> None:
     for url in REFUSED:
         for ask in (
             lambda url=url: get(world.fetcher(), url, tmp_path / "f"),
-            lambda url=url: world.fetcher().post(url, b"{}", headers={}, seconds=1),
+            lambda url=url: world.fetcher().post(url, b"{}", headers={}, seconds=60),
         ):
             with pytest.raises(GatewayError) as caught:
                 ask()
@@ -163,7 +163,7 @@ def test_redirects(world: World, tmp_path: Path) -> None:
     with pytest.raises(GatewayError, match="more than 5 redirects"):
         get(world.fetcher(), "https://public.example/loop", tmp_path / "f")
     assert len(world.connected) == 6
-    assert world.fetcher().post("https://public.example/loop", b"{}", headers={}, seconds=1) == 302
+    assert world.fetcher().post("https://public.example/loop", b"{}", headers={}, seconds=60) == 302
 
 
 def test_the_operator_s_list(world: World, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_addresses() -> None:
 def test_limits(world: World, tmp_path: Path) -> None:
     fetcher, target = world.fetcher(), tmp_path / "f"
 
-    def refused(response: httpx.Response, code: str, seconds: float = 5) -> None:
+    def refused(response: httpx.Response, code: str, seconds: float = 60) -> None:
         world.answers["public.example/x"] = response
         with pytest.raises(GatewayError) as caught:
             get(fetcher, "http://public.example/x?token=hunter2", target, seconds=seconds)
@@ -295,7 +295,7 @@ def test_a_real_server(tmp_path: Path) -> None:
                 Rules(allowed=frozenset({f"files.example:{port}"})), resolver=lambda host, _port: ["127.0.0.1"]
             )
             assert get(named, f"http://files.example:{port}/from", tmp_path / "f") == b"bytes"
-            assert named.post(f"http://files.example:{port}/hook", b"{}", headers={"x": "y"}, seconds=5) == 204
+            assert named.post(f"http://files.example:{port}/hook", b"{}", headers={"x": "y"}, seconds=60) == 204
         finally:
             server.shutdown()
             thread.join()

@@ -75,7 +75,7 @@ def imported(client: GatewayClient, name: str, source: dict[str, Any]) -> tuple[
         found = raw(client, "GET", f"/v1/{operation['name']}").json()
         return found if found.get("done") else None
 
-    found = wait_for(done, f"the import of {name}", 30)
+    found = wait_for(done, f"the import of {name}")
     error = found.get("error", {"code": OK, "message": ""})
     assert ask(client, "GET", f"{A}/models/{name}")["state"] == ("READY" if error["code"] == OK else "UPLOADING")
     return error["code"], json.dumps(found)

@@ -32,7 +32,7 @@ def test_work_ends_in_a_response(tmp_path: Path) -> None:
 
     def work(running: Running) -> dict[str, Any]:
         running.tell(statusMessage="half")
-        goes_on.wait(10)
+        goes_on.wait(60)
         return {"@type": "type.googleapis.com/gateway.Model", "name": "accounts/local/models/m"}
 
     with opened(tmp_path / "gateway") as (client, gateway):
@@ -69,7 +69,7 @@ def test_work_is_cancelled_at_its_next_word(tmp_path: Path) -> None:
     asked = threading.Event()
 
     def work(running: Running) -> dict[str, Any]:
-        asked.wait(10)
+        asked.wait(60)
         running.tell(statusMessage="on")
         return {}
 
@@ -85,7 +85,7 @@ def test_work_is_cancelled_at_its_next_word(tmp_path: Path) -> None:
 def test_work_of_a_process_that_is_gone_is_ended(tmp_path: Path) -> None:
     goes_on = threading.Event()
     with opened(tmp_path / "gateway") as (client, gateway):
-        name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(10)})["name"]
+        name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(60)})["name"]
         with gateway.store.transaction() as transaction:  # as another process, since ended, would have left it
             transaction.save(transaction.get(name).changed(private={"process": "another"}))
         gateway.operations._running.pop(name)

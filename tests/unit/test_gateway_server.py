@@ -43,7 +43,7 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(GatewayError, match=f"already served at {url}"):
             serve(folder)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert running_server(folder) is None
     print(f"started in {took:.2f} s")
     client = open_client(GatewaySettings())
@@ -135,8 +135,8 @@ def test_several_processes_lose_no_update(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     store = Store(tmp_path)
     assert store.get("n").body == {"n": 75}
     store.close()

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ for last, folder in enumerate(sys.argv[1:], start=1):
 
 def write_version_1(folder: Path, rows: int = 5) -> list[tuple[Any, ...]]:
     folder.mkdir(parents=True)
-    with sqlite3.connect(folder / "gateway.db") as connection:
+    with closing(sqlite3.connect(folder / "gateway.db")) as connection, connection:
         connection.executescript("PRAGMA journal_mode=WAL;" + VERSION_1)
         values = [
             (f"accounts/local/datasets/d{n}", "datasets", "accounts/local", f"d{n}",
@@ -138,7 +139,7 @@ def test_killed_at_every_statement(tmp_path: Path) -> None:
     assert 10 <= sum(killed) < 40
     seen = set()
     for folder, dead in zip(folders, killed, strict=True):
-        with sqlite3.connect(folder / "gateway.db") as connection:
+        with closing(sqlite3.connect(folder / "gateway.db")) as connection, connection:
             names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
         connection.close()
         new = {"counts", "alembic_version", "resources_added", "resources_removed", "resources_by_state"}
@@ -153,7 +154,7 @@ def test_killed_at_every_statement(tmp_path: Path) -> None:
 
 def test_tables_of_a_newer_program_are_refused(tmp_path: Path) -> None:
     Store(tmp_path).close()
-    with sqlite3.connect(tmp_path / "gateway.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "gateway.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '0999'")
     connection.close()
     before = (tmp_path / "gateway.db").read_bytes()

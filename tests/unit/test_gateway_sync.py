@@ -57,7 +57,7 @@ def test_a_whole_run_is_told(client: GatewayClient, run: Path) -> None:
     say(run, 2, "metrics", step=1, loss=1.0)
     say(run, 3, "model", **write_model(run))
     say(run, 4, "state", state="JOB_STATE_COMPLETED", message="done")
-    assert syncer.drain(10)
+    assert syncer.drain(120)
     assert (syncer.acked, syncer.pending) == (4, 0)
     job = client.get(JOB)
     assert (job["state"], job["dataset"]) == ("JOB_STATE_COMPLETED", "accounts/local/datasets/rows")
@@ -183,7 +183,7 @@ def test_an_outage_loses_nothing(client: GatewayClient, run: Path, flaky: tuple[
     transport.down, transport.deaf = False, 3
     syncer = Syncer(run, other, backoff=0.01)
     say(run, 2, "metrics", step=2)
-    assert syncer.drain(5)
+    assert syncer.drain(120)
     url = client.get(JOB)["metricsFileSignedUrl"]
     assert client.fetch(url, run / "told").read_text() == '{"step": 1}\n{"step": 2}\n'
 

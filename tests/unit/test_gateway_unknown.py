@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.family_kit import ask, refused
-from tests.gateway_kit import A, make_scheduler, opened, raw
+from tests.gateway_kit import A, end_workers, make_scheduler, opened, raw
 from tests.unit.test_gateway_family_jobs import placed
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.contract import Operation, load
@@ -78,7 +78,8 @@ def test_a_jobs_log_names_it_once(tmp_path: Path) -> None:
     with opened(tmp_path / "gateway") as (client, gateway):
         url = f"{JOBS}/odd"
         made = ask_loosely(client, "POST", f"{JOBS}?supervisedFineTuningJobId=odd&skipValidations=true",
-                           {**JOB, "managedBy": "me", "wandbConfig": {"mood": "good"}})  # fmt: skip
+                           {**JOB, "displayName": "slow", "managedBy": "me",
+                            "wandbConfig": {"mood": "good"}})  # fmt: skip
         assert (made["managedBy"], made["wandbConfig"]) == ("me", {"mood": "good"})
         scheduler = make_scheduler(gateway)
         try:
@@ -87,6 +88,7 @@ def test_a_jobs_log_names_it_once(tmp_path: Path) -> None:
             (first,) = log_of(client, url)
         finally:
             scheduler.stop()
+            end_workers()
         assert first["unknownFields"] == ["?skipValidations", "managedBy", "wandbConfig.mood"]
         for _ in range(2):
             raw(client, "POST", f"{url}:cancel?reason=why", json={"because": 1})

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.gateway_kit import wait_for
 from trainer import sweeps
 from trainer.__main__ import main
 from trainer.commands import sweeping
@@ -119,22 +119,30 @@ def test_a_budget_of_tokens_pauses_the_member_that_runs(tmp_path):
 def test_minutes_count_earlier_attempts(tmp_path):
     folder = make(tmp_path / "s", "0.125,0.2", max_minutes=1.0)
     one = Sweep.load(folder)
-    one.seconds = 59.7
+    one.seconds = 59.5
     one.save(folder)
-    assert work(folder) == sweeps.EXIT_PAUSED
+    now = [1000.0]  # the queue's clock: it stands still until the first member is at work
+
+    def starter(spec: RunSpec, folder: Path) -> Started:
+        running = started(spec, folder)
+        wait_for((folder / "metrics.jsonl").exists, "it has made a step")
+        now[0] += 0.75
+        return running
+
+    queue = Queue(folder, start=starter, tell=lambda line: None, clock=lambda: now[0], poll_seconds=0.02)
+    assert queue.run() == sweeps.EXIT_PAUSED
     assert states(folder) == ["paused", "not started (budget)"]
-    assert 60 <= Sweep.load(folder).seconds < 63
+    assert Sweep.load(folder).seconds == 60.25
+    assert Sweep.load(folder).spent == "1.0 of 1 minutes"
 
 
 def test_stopping_pauses_the_member_and_keeps_the_queue(tmp_path):
-    folder = make(tmp_path / "s", "0.1,0.2")
+    folder = make(tmp_path / "s", "0.125,0.2")  # the first waits half-way until it is asked to pause
     queue: Queue
 
-    def starter(spec: RunSpec, run: Path) -> Started:
-        running = started(spec, run)
-        deadline = time.monotonic() + 10
-        while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def starter(spec: RunSpec, folder: Path) -> Started:
+        running = started(spec, folder)
+        wait_for((folder / "metrics.jsonl").exists, "it has made a step")
         queue.stop()
         return running
 
@@ -145,21 +153,37 @@ def test_stopping_pauses_the_member_and_keeps_the_queue(tmp_path):
     assert starts(folder) == [2, 1]
 
 
-def test_several_members_run_at_a_time(tmp_path):
-    folder = make(tmp_path / "s", "0.1,0.2,0.3", jobs=3)
-    assert work(folder) == sweeps.EXIT_DONE
-    begins = [float((folder / str(number) / "started").read_text()) for number in range(3)]
-    ends = [(folder / str(number) / "sync.jsonl").stat().st_mtime for number in range(3)]
-    assert max(begins) < min(ends)
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_as_many_members_run_at_a_time_as_there_are_jobs(tmp_path, jobs):
+    folder = make(tmp_path / "s", "0.1,0.2,0.3", jobs=jobs)
+    running, most = 0, 0
+
+    class Counted(Started):
+        """Runs, for the queue, from its start until the queue sees that it has ended."""
+
+        def status(self) -> int | None:
+            nonlocal running
+            found = super().status()
+            running -= found is not None
+            return found
+
+    def starter(spec: RunSpec, folder: Path) -> Counted:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        return Counted(folder)
+
+    assert Queue(folder, start=starter, tell=lambda line: None, poll_seconds=0.02).run() == sweeps.EXIT_DONE
+    assert (most, running) == (jobs, 0)
 
 
 def test_a_member_that_cannot_be_started_is_recorded(tmp_path):
     folder = make(tmp_path / "s", "0.1,0.2")
 
-    def starter(spec: RunSpec, run: Path) -> Started:
-        if run.name == "0":
+    def starter(spec: RunSpec, folder: Path) -> Started:
+        if folder.name == "0":
             raise UsageError("gateway=remote: the key is missing")
-        return started(spec, run)
+        return started(spec, folder)
 
     assert Queue(folder, start=starter, tell=lambda line: None, poll_seconds=0.02).run() == sweeps.EXIT_FAILED
     assert Sweep.load(folder).members[0].message == "could not be started: gateway=remote: the key is missing"
