@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import environment
+from trainer import checkpoints, environment
 from trainer.beside import beside
 from trainer.confession import CONFESSION, confess
 from trainer.data.batches import PlanFigures, plan_figures
@@ -26,12 +26,12 @@ from trainer.disk import LOCAL_DISK, Disk, DiskFull, is_full, write_whole
 from trainer.engine.base import Engine
 from trainer.estimate import Workload, foresee, workload
 from trainer.finite import NotFinite
-from trainer.history import LOCK
+from trainer.history import LOCK, in_short
 from trainer.jobs import JobState
-from trainer.loops.best import LOSS, PREFERRED
+from trainer.loops.best import LOSS, PREFERRED, SFT_LOGGED, Best
 from trainer.loops.material import HELD_OUT_LEDGER, TRAIN_LEDGER, Prepared, read_material
 from trainer.loops.parity import ParityBroken, ParityGate, SavedTokens, gate
-from trainer.loops.preference import PreferenceLoop
+from trainer.loops.preference import PreferenceLoop, logged_by
 from trainer.loops.reference import made_with
 from trainer.loops.sft import SftLoop
 from trainer.loops.stop import Stop
@@ -63,7 +63,11 @@ def main(arguments: list[str] | None = None, *, stop: Stop | None = None) -> int
     parser.add_argument("run", type=Path, help="the run's folder, holding run.json")
     parser.add_argument("--dry-run", action="store_true", help="read every row, print the batch arithmetic, stop")
     options = parser.parse_args(arguments)
-    spec = RunSpec.load(options.run)
+    try:
+        spec = RunSpec.load(options.run)
+    except (OSError, ValueError) as error:
+        print(f"error: {options.run / 'run.json'}: cannot be read by this version ({in_short(error)})", file=sys.stderr)
+        return EXIT_REFUSED
     if options.dry_run:
         return _dry_run(spec)
     with _only_worker(options.run):
@@ -133,6 +137,7 @@ class Worker:
         if self.spec.job.wandb_config and self.spec.job.wandb_config.enabled:
             self.reporter = Tee([self.reporter, _or_refuse(lambda: Wandb(self.spec, self.folder))])
         with self.watchdog.stage(READING):
+            _or_refuse(self._check_inputs)
             prepared = _or_refuse(lambda: read_material(self.spec))
         for name, ledger in prepared.ledgers.items():
             ledger.save(self.folder / name)
@@ -162,6 +167,17 @@ class Worker:
         preferred = [line[PREFERRED] for line in metrics if PREFERRED in line]
         self.reporter.state(terminal_state(outcome), _summary(self.spec, outcome, preferred))
         return EXIT_DONE
+
+    def _check_inputs(self) -> None:
+        """Raise `ValueError` where a run that has a checkpoint would go on with other rows or another base."""
+        if not checkpoints.every(self.folder / "checkpoints"):
+            return
+        if changed := environment.changed_inputs(self.spec, self.folder):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise ValueError(
+                f"{changed[0]}{more} since the run began, and its checkpoints were trained with what was there; put "
+                "back the old one, or start a new run"
+            )
 
     def _paused(self, where: str) -> int:
         self.reporter.state(JobState.PAUSED, where)
@@ -247,17 +263,20 @@ def _dry_run(spec: RunSpec) -> int:
     warmup = min(hyper.warmup_steps, figures.total_steps)
     print(f"learning rate: {warmup} steps of warm-up to {hyper.learning_rate:g}, then {spec.train.scheduler}")
     rank = "all parameters" if hyper.lora_rank == 0 else f"LoRA rank {hyper.lora_rank or 'of the adapter started from'}"
-    print(f"model: {spec.model.name}, {rank}; nothing was started")
+    print(f"model: {spec.base_name}, {rank}; nothing was started")
     return EXIT_DONE
 
 
 def _foresee(
     spec: RunSpec, prepared: Prepared, folder: Path | None, *, look: Look, tell: Callable[[str], None]
 ) -> Workload:
-    """What the run will take, told and written down. Raises `ValueError` when this machine cannot hold it."""
+    """What the run will take, told and written down. Raises `ValueError` when this machine cannot hold it, or when
+    what is the best is to be judged by something that the run does not log."""
     material = prepared.material
+    logged = logged_by(spec.objective["name"]) if spec.kind == "dpo" else SFT_LOGGED
+    Best.of(spec.train, held_out=len(material.held_out), questions=len(material.questions), logged=logged)
     prompts = [len(question.prompt) for question in material.questions]
-    load = workload(spec, material.train, held_out=material.held_out, prompts=prompts)
+    load = workload(spec, material.train, held_out=material.held_out, prompts=prompts, context=prepared.context_length)
     foresee(spec, load, folder=folder, look=look, tell=tell)
     return load
 

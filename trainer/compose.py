@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainer import __version__, provenance
 from trainer.errors import UsageError
+from trainer.idle_settings import idle_settings
 from trainer.jobs import JOB_KINDS, DpoJob, Job, LossMethod
 from trainer.objectives import objective_of
 from trainer.presets import OBJECTIVES, SETTINGS, settings_for
@@ -52,6 +54,7 @@ _SETTINGS: dict[str, type[BaseModel]] = {
 _QUICKSTART = "experiment=quickstart"
 _SHIPPED_JOBS = ("dpo", "orpo")  # job=dpo alone is experiment=dpo
 _NAMES_ROWS = {"data", "data.train", "job.dataset", "experiment", "model"}
+_TOP = ("kind", "job", "name", "output_dir", "objective")  # beside the groups
 _ONLY_DPO = {"data.carveout": "job.eval_auto_carveout", "train.early_stop": "job.early_stop"}
 
 
@@ -125,11 +128,13 @@ def compose(overrides: Sequence[str]) -> Composed:
     # The one open dictionary takes new keys without Hydra's plus sign.
     typed = _started([f"++{word}" if word.startswith("data.columns") else word for word in overrides])
     config = _container(typed)
+    if broken := _not_a_job(config, typed):
+        raise ConfigError("\n".join(broken))
     origins = _origins(typed, config)
+    problems = _said_twice(config, origins)
     notes = _untie_evaluation(config)
     if notes:
         origins["job.evaluation_dataset" if "evaluation_dataset" in config["job"] else "data.evaluation"] = COMPUTED
-    problems: list[str] = []
     notes += _fill_in_preset(config, origins, problems=problems)
     checked: dict[str, Any] = {}
     for name, model in _SETTINGS.items():
@@ -149,6 +154,9 @@ def compose(overrides: Sequence[str]) -> Composed:
     problems += [] if problems else _problems_together(config, checked)
     if problems:
         raise ConfigError("\n".join(problems))
+    typed_keys = {key for key, origin in origins.items() if origin == TYPED}
+    notes += _typed_twice(typed)
+    notes += [f"note: {one}" for one in idle_settings(checked["job"], checked, typed_keys)]
     origins = {key.replace(".orpo.lambda", ".orpo.lambda_"): name for key, name in origins.items()}
     named = {"objective": config["objective"]} if config["objective"] else {}
     sources = provenance.of_settings({"kind": config["kind"], **named, **checked}, origins)
@@ -156,6 +164,23 @@ def compose(overrides: Sequence[str]) -> Composed:
         kind=config["kind"], name=config["name"], output_dir=config["output_dir"],
         overrides=list(overrides), notes=notes, sources=sources, preset=config["objective"], **checked,
     )  # fmt: skip
+
+
+def _not_a_job(config: dict[str, Any], words: Sequence[str]) -> list[str]:
+    """What was typed beside the groups, or takes away what every job has."""
+    keys = [word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~")]
+    known = {*_SETTINGS, *_TOP}
+    problems = [f"{key}: cannot be taken away; leave ~{key} out" for key in sorted(known - set(config))]
+    problems += [f"{key}: unknown key{_did_you_mean(key, sorted(known))}" for key in sorted(set(config) - known)]
+    problems += [
+        f"{key}: is Hydra's own, which has no say here; leave it out" for key in keys if key.startswith("hydra")
+    ]
+    for key in ("name", "output_dir"):
+        if not isinstance(config.get(key), str | None):
+            problems.append(f"{key}: {config[key]!r} is no text; put quotes around it: {key}='\"{config[key]}\"'")
+    if "kind" in keys:
+        problems.append(f"kind: comes with the job's file; choose job={' or job='.join(JOB_KINDS)} instead")
+    return problems
 
 
 def _started(words: list[str]) -> list[str]:
@@ -188,6 +213,26 @@ def _fill_in_preset(config: dict[str, Any], origins: dict[str, str], *, problems
         place[last], origins[key] = value, f"{PRESET}{name}"
     remarks = OBJECTIVES[str(name)].also
     return [*notes, *(f"note: {name}, beside its objective: {remark}; not so here" for remark in remarks)]
+
+
+def _typed_twice(words: Sequence[str]) -> list[str]:
+    """A note for each key that stands there more than once: the last one counts."""
+    last = {word.lstrip("+").partition("=")[0]: word.lstrip("+") for word in words if not word.startswith("~")}
+    counts = Counter(word.lstrip("+").partition("=")[0] for word in words if not word.startswith("~"))
+    return [f"note: {key} is typed {count} times; {last[key]} counts" for key, count in counts.items() if count > 1]
+
+
+def _said_twice(config: dict[str, Any], origins: dict[str, str]) -> list[str]:
+    """Rows that were typed both as the job's field and as the data group's: only the former would count."""
+    job, data = config["job"], config["data"]
+    return [
+        f"{ours}: {data[key]!r}, and job.{field} is {job[field]!r}; type one of them"
+        for ours, key, field in (
+            ("data.train", "train", "dataset"),
+            ("data.evaluation", "evaluation", "evaluation_dataset"),
+        )
+        if origins.get(ours) == TYPED and origins.get(f"job.{field}") == TYPED and job[field] != data[key]
+    ]
 
 
 def _method(config: dict[str, Any]) -> str:
@@ -282,7 +327,7 @@ def _container(overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
             config = hydra_compose("config", overrides=list(overrides))
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, FileNotFoundError) as error:
+    except (HydraException, OmegaConfBaseException, FileNotFoundError, ValueError) as error:
         raise ConfigError(_hydra_words(error, overrides)) from error
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
@@ -330,7 +375,8 @@ def _prune(job: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in job.items():
         inner = _prune(value) if isinstance(value, dict) else value
-        if inner is not None and inner != {} and not (key == "wandb_config" and inner == {"enabled": False}):
+        emptied = inner == {} and value != {}  # all it held were nulls; an empty one that was typed is checked
+        if inner is not None and not emptied and not (key == "wandb_config" and inner == {"enabled": False}):
             kept[key] = inner
     return kept
 
@@ -371,7 +417,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     return [name.strip("_") for name in model.model_fields]
 
 
-def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
+def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:  # noqa: PLR0911  (one way out for each mistake)
     text = str(error).strip()
     unknown = re.search(r"Could not override '([\w.]+)'", text)
     if unknown:
@@ -383,6 +429,15 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
         close = difflib.get_close_matches(group[2], options, n=1)
         hint = f"; did you mean {group[1]}={close[0]}?" if close else ""
         return f"{group[1]}={group[2]}: no such option{hint} (there are: {', '.join(options)})"
+    if text.startswith("Config group override must be"):
+        groups = sorted(path.name for path in shipped("configs").iterdir() if path.is_dir())
+        values = ((word, *word.partition("=")[::2]) for word in overrides)
+        words = ", ".join(word for word, key, value in values if key in ("", *groups) and not value[:1].isalpha())
+        words = words or ", ".join(overrides)
+        return f"{words}: a group takes the name of one of its files, as data=quickstart (see configs/)"
+    merged = re.match(r"Error merging override \+*([\w.]+)=(.*)", text)
+    if merged:
+        return f"{merged[1]}: {merged[2]} cannot stand there; it takes key: value pairs, {merged[1]}={{key: value}}"
     missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
     if missing:
         key = (isinstance(error, MissingMandatoryValue) and error.full_key) or missing[1]
@@ -390,6 +445,11 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:
     bare = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if bare:
         return f"{bare[0]!r} is neither a command (see python -m trainer --help) nor key=value"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read ({text.splitlines()[0]}); a value with signs such as = ; {{ ( stands in "
+            "quotes, within the shell's: 'key=\"value\"'"
+        )
     return text.splitlines()[0]
 
 

@@ -57,6 +57,7 @@ _FORWARD_SPEED = 2.5  # tokens/s without gradients over tokens/s of training
 class Workload:
     """What there is to go through: counts in tokens, all epochs. `largest_batch` is a bound, the rest is exact.
 
+    context: most tokens that the model can have answered with, its prompt counted; None = not known.
     batches: lengths of the rows of each batch of the first epoch, both of a pair one after the other, where rows are
     padded (`together` of them in one bucket); else none.
     """
@@ -75,6 +76,12 @@ class Workload:
     reference_tokens: int = 0
     batches: tuple[tuple[int, ...], ...] = ()
     together: int = 1
+    context: int | None = None
+
+    def answered(self, max_tokens: int) -> int:
+        """Tokens of all questions with answers of `max_tokens`, or as long as the model can make them."""
+        each = self.longest_prompt + max_tokens
+        return self.questions * (each if self.context is None else min(each, self.context))
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,8 @@ def foresee(spec: RunSpec, load: Workload, *, folder: Path | None, look: Look, t
     """
     machine = look(spec.engine)
     shapes = read_shapes(spec.inputs.base_model, spec.model.revision)
+    if shapes is not None and spec.hyper.lora_rank:
+        shapes.check_targets(spec.model.lora.targets)
     found = estimate(spec, load, machine=machine, shapes=shapes, known=read_measured(), prices=read_prices())
     for line in found.lines():
         tell(line)
@@ -194,7 +203,12 @@ def foresee(spec: RunSpec, load: Workload, *, folder: Path | None, look: Look, t
 
 
 def workload(
-    spec: RunSpec, train: Sequence[Example], *, held_out: Sequence[Example], prompts: Sequence[int]
+    spec: RunSpec,
+    train: Sequence[Example],
+    *,
+    held_out: Sequence[Example],
+    prompts: Sequence[int],
+    context: int | None = None,
 ) -> Workload:
     """Count what a run goes through; `prompts` are the lengths of the questions that are answered. A pair counts as
     one row of the length of both sides, which is how micro-batches take it."""
@@ -230,6 +244,7 @@ def workload(
         reference_tokens=_reference_tokens(spec, [*train, *held_out]),
         batches=batches,
         together=len(_row_lengths(train[0])),
+        context=context,
     )
 
 
@@ -299,7 +314,7 @@ def _laid(batches: tuple[tuple[int, ...], ...], bounds: Bounds, together: int) -
 def other_seconds(spec: RunSpec, load: Workload, tokens_per_second: float) -> float:
     """Evaluating, the reference's pass, and answering before and after, where a token without gradients costs a 2.5th
     of a trained one."""
-    answered = 2 * load.questions * (load.longest_prompt + spec.train.sample_max_tokens)
+    answered = 2 * load.answered(spec.train.sample_max_tokens)
     return (load.evaluations * load.held_out_tokens + load.reference_tokens + answered) / (
         _FORWARD_SPEED * tokens_per_second
     )
@@ -337,7 +352,7 @@ def memory_of(
     positions = math.ceil(tokens * load.trained_tokens / load.tokens)
     head = _head(spec, shapes, positions, device=machine.device) + (4 * a.vocabulary * a.hidden if full else 0)
     held_out = min(load.held_out_tokens, _micro_batch(load.held_out_tokens, load.longest_held_out, most))
-    answers = load.questions * (load.longest_prompt + spec.train.sample_max_tokens)
+    answers = load.answered(spec.train.sample_max_tokens)
     sampling = 2 * answers * 2 * a.layers * a.key_value * w + load.questions * 8 * a.vocabulary
     evaluating = _head(spec, shapes, held_out, device=machine.device) + held_out * (4 * a.hidden + 2 * a.inner) * w
     converting = shapes.stored_bytes if shapes.stored_bytes != p * w else 0
@@ -447,7 +462,7 @@ def does_not_fit(
     ]
     ways = ways or ["a smaller base model"]
     return (
-        f"the run needs about {size(need)} of {what} and {size(have)} are free: {spec.model.name} with "
+        f"the run needs about {size(need)} of {what} and {size(have)} are free: {spec.base_name} with "
         f"{shapes.parameters:,} parameters takes weights {size(memory.weights)}, training state "
         f"{size(memory.trainable + memory.gradients + memory.optimizer)}, activations {size(memory.activations)}, "
         f"LM head {size(memory.head)}. Ways out: {'; '.join(ways)}; free some memory; or train.over_memory=try to "

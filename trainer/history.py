@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from trainer.errors import UsageError
 from trainer.jobs import JobState
@@ -39,17 +42,31 @@ class History:
 
 
 def read(folder: Path) -> History:
-    """Read the run in `folder`. Raises `UsageError` when there is none or its run.json is of another version."""
+    """Read the run in `folder`. Raises `UsageError` when there is none or one of its files cannot be read."""
+    spec = spec_of(folder)
     try:
-        spec = RunSpec.load(folder)
+        return _told(folder, spec, events(folder))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(
+            f"{folder}: its files cannot be read ({in_short(error)}); put back what was changed, or start a new run"
+        ) from error
+
+
+def spec_of(folder: Path) -> RunSpec:
+    """The description of the run in `folder`. Raises `UsageError` when there is none, or of another version."""
+    try:
+        return RunSpec.load(folder)
     except FileNotFoundError:
         raise UsageError(f"{folder}: there is no run.json, so this is no run's folder") from None
-    except ValueError as error:
-        raise UsageError(f"{folder / 'run.json'}: cannot be read by this version ({error})") from error
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{folder / 'run.json'}: cannot be read by this version ({in_short(error)})") from error
+
+
+def _told(folder: Path, spec: RunSpec, journal: Sequence[Event]) -> History:
     state, message, percent = JobState.CREATING, "", 0
     checkpoints: dict[str, dict[str, Any]] = {}
     model = None
-    for event in events(folder):
+    for event in journal:
         body = event.body
         if event.kind == "state":
             state, message = JobState(body["state"]), body["message"]
@@ -65,13 +82,28 @@ def read(folder: Path) -> History:
     return History(folder, spec, state, message, percent, metrics, evaluation, kept, model, moving and not held(folder))
 
 
+def in_short(error: Exception) -> str:
+    """An error in one line; of pydantic's the first, with the place it is at."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def events(folder: Path) -> list[Event]:
-    """All whole events of a run's journal, in order."""
+    """All whole events of a run's journal, in order. Raises `ValueError` naming the line that is none."""
     path = folder / "sync.jsonl"
     if not path.exists():
         return []
     content = path.read_bytes()
-    return [Event.model_validate_json(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    found = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            found.append(Event.model_validate_json(line))
+        except ValidationError as error:
+            raise ValueError(f"sync.jsonl, line {number}: {in_short(error)}") from error
+    return found
 
 
 def parked(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -79,10 +79,29 @@ class Purpose(StrEnum):
     PILOT = "PURPOSE_PILOT"
 
 
+def refuse_booleans(model: type[BaseModel], values: Any) -> Any:
+    """`values` as they are. Raises `ValueError` where true or false stands for a number, which pydantic takes as 1 or
+    0."""
+    for name, field in model.model_fields.items() if isinstance(values, dict) else ():
+        given = next((values[key] for key in (name, field.alias) if key in values), None)
+        if isinstance(given, bool) and not _takes_booleans(field.annotation):
+            raise ValueError(f"{name.strip('_')}: {str(given).lower()} is a boolean, and no value of this field")
+    return values
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_booleans, get_args(annotation)))
+
+
 class Wire(BaseModel):
     """A closed, frozen model: snake_case in Python and YAML, camelCase on the wire."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, values: Any) -> Any:
+        return refuse_booleans(cls, values)
 
     def wire(self) -> dict[str, Any]:
         """This object as the wire has it: camelCase, only the fields that differ from unset, secrets left out."""
@@ -153,6 +172,7 @@ class BucketAccess(Wire):
 
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]  # the batches of each are planned before the first step
 Rate = Annotated[float, Field(ge=0, lt=float("inf"), allow_inf_nan=False)]
 
 
@@ -171,7 +191,7 @@ class SupervisedFineTuningJob(Wire):
     base_model: str | None = Field(default=None, description="Model to fine-tune. Excludes warm_start_from.")
     warm_start_from: str | None = Field(default=None, description="LoRA model to go on from. Excludes base_model.")
     jinja_template: str | None = Field(default=None, description="Chat template; None = the base model's own.")
-    epochs: Count | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
+    epochs: Epochs | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
     learning_rate: Rate | None = Field(default=None, description=f"Peak rate; None = {DEFAULT_LEARNING_RATE}.")
     max_context_length: Count | None = Field(
         default=None, description=f"Longest row in tokens; None or 0 = min({DEFAULT_MAX_CONTEXT}, the model's)."
@@ -306,7 +326,7 @@ class TrainingConfig(Wire):
     lora_rank: Count | None = Field(
         default=None, description=f"Rank of the adapter; 0 = train all parameters; None = {DEFAULT_LORA_RANK}."
     )
-    epochs: Count | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
+    epochs: Epochs | None = Field(default=None, description=f"Passes over the rows; None or 0 = {DEFAULT_EPOCHS}.")
     batch_size: Count | None = Field(
         default=None, description=f"Tokens per packed batch; None or 0 = {DEFAULT_BATCH_TOKENS}."
     )

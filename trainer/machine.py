@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainer.runs import EngineSettings
 
@@ -49,8 +49,9 @@ class Look(Protocol):
 
 
 def this_machine(engine: EngineSettings) -> Machine:
-    """The machine of this process. Imports torch."""
+    """The machine of this process. Imports torch. Raises `ValueError` for a device that is not here."""
     torch = import_module("torch")
+    check_device(torch, engine.device)
     wanted = "cuda" if engine.device == "auto" and torch.cuda.is_available() else engine.device
     device = "cpu" if wanted == "auto" else wanted.partition(":")[0]
     threads = engine.threads or torch.get_num_threads()
@@ -60,6 +61,17 @@ def this_machine(engine: EngineSettings) -> Machine:
     if device == "cuda":
         name, gpu_free = torch.cuda.get_device_name(wanted), int(torch.cuda.mem_get_info(wanted)[0])
     return Machine(device, name, cores(), threads, total, free, held, gpu_free, busy(threads))
+
+
+def check_device(torch: Any, device: str) -> None:
+    """Raise `ValueError` for a device that `torch` does not see."""
+    kind, _, number = device.partition(":")
+    here = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.device_count() > int(number or 0)
+    if kind in ("cuda", "mps") and not here:
+        raise ValueError(
+            f"engine.device: {device} is not here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
+            "devices; set engine.device=auto or cpu"
+        )
 
 
 def busy(threads: int) -> float:

@@ -41,7 +41,7 @@ def lay_out(checkpoint: Checkpoint, target: Path, *, tokenizer_from: Path | None
 
 def describe(spec: RunSpec, model: Path) -> dict[str, Any]:
     """The body of a model event (`trainer.report.Event`) for the files in `model`: an adapter's, or a full model's."""
-    body: dict[str, Any] = {"id": spec.output_model, "path": str(model), "baseModel": _base_name(spec)}
+    body: dict[str, Any] = {"id": spec.output_model, "path": str(model), "baseModel": spec.base_name}
     adapter = model / "adapter_config.json"
     if not adapter.is_file():
         details: dict[str, Any] = {"moe": False, "checkpointFormat": "HUGGINGFACE"}
@@ -53,10 +53,6 @@ def describe(spec: RunSpec, model: Path) -> dict[str, Any]:
         "targetModules": sorted(targets) if isinstance(targets, list) else [targets],
     }  # fmt: skip
     return {**body, "kind": "HF_PEFT_ADDON", "peftDetails": details}
-
-
-def _base_name(spec: RunSpec) -> str:
-    return spec.job.base_model or spec.model.name
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -123,7 +123,7 @@ def _heading(files: RunFiles) -> dict[str, Any]:
         "tone": "warn" if one.interrupted else _TONES.get(one.state, ""),
         "message": one.message,
         "percent": one.percent,
-        "what": f"{kind} of {spec.model.name} ({method}) on {spec.job.dataset}; described {spec.created}",
+        "what": f"{kind} of {spec.base_name} ({method}) on {spec.job.dataset}; described {spec.created}",
     }
 
 

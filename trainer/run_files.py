@@ -106,21 +106,14 @@ def _events(folder: Path, problems: list[str]) -> list[Event]:
 
 def _history(folder: Path, events: list[Event]) -> History:
     """The run's history; where its files are damaged, what the journal's states tell."""
+    spec = history.spec_of(folder)
     try:
         return history.read(folder)
-    except UsageError:
-        raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ):  # the files at fault are named where they are read
+    except (UsageError, AttributeError):  # the files at fault are named where they are read
         states = [event.body for event in events if event.kind == "state"] or [{}]
         state = JobState(states[-1].get("state", JobState.UNSPECIFIED))
         message = str(states[-1].get("message", ""))
-        return History(folder, RunSpec.load(folder), state, message, 0, {}, {}, [], None, False)
+        return History(folder, spec, state, message, 0, {}, {}, [], None, False)
 
 
 def _numbers(path: Path, files: RunFiles) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from trainer.jobs import (
     JOB_KINDS,
     DpoJob,
     Job,
+    refuse_booleans,
     settings_of,
 )
 
@@ -43,7 +45,12 @@ _REPOSITORY = _PACKAGE.parent
 class Closed(BaseModel):
     """A closed, frozen group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, values: Any) -> Any:
+        return refuse_booleans(cls, values)
 
 
 class LoraSettings(Closed):
@@ -54,13 +61,25 @@ class LoraSettings(Closed):
     targets: str | list[str] = Field(default="all-linear", description="Module names, or 'all-linear' (not the head).")
     rslora: bool = Field(default=False, description="Scale alpha/sqrt(rank) instead of alpha/rank (2312.03732).")
 
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_are_names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list | tuple) else [value]
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"{value!r} names no modules; give all-linear, or a list such as [q_proj, v_proj]")
+        try:
+            re.compile(value if isinstance(value, str) else "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression ({error}); give all-linear, or a list") from error
+        return value
+
     def asked_by(self, job: Job) -> LoraSettings:
         """These settings with what the job says of its adapter. Raises `ValueError` where both say something else."""
         if not isinstance(job, DpoJob):
             return self
         asked = {"alpha": job.settings.lora_alpha, "dropout": job.settings.lora_dropout,
                  "targets": job.settings.lora_target_modules}  # fmt: skip
-        given = {name: value for name, value in asked.items() if value}
+        given = {name: value for name, value in asked.items() if value or (name == "dropout" and value is not None)}
         for name, value in given.items():
             mine = getattr(self, name)
             if mine not in (type(self).model_fields[name].default, value):
@@ -122,10 +141,11 @@ class DataSettings(Closed):
         default="refuse", description="Rows over max_context_length: refuse the job, drop the row, or cut its end."
     )
     bad_rows: Literal["refuse", "drop"] = Field(default="refuse", description="Rows that cannot be used.")
-    max_rows: int | None = Field(default=None, ge=1, description="Use only the first n rows; None = all.")
+    max_rows: int | None = Field(default=None, ge=1, description="Use only the first n rows to train on; None = all.")
     max_row_bytes: int = Field(
         default=2 << 20,
         ge=1024,
+        le=1 << 40,
         description="Longest row of a .jsonl or .json file; reading holds up to 20 times that.",
     )
     shuffle: bool = Field(default=True, description="New order in every epoch, from the seed.")
@@ -164,7 +184,9 @@ class PreferenceSettings(Closed):
 class TrainSettings(Closed):
     """Settings of the loop that the gateway's job does not have."""
 
-    seed: int = Field(default=0, ge=0, description="Order of rows, adapter initialisation, dropout, sampling.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Order of rows, adapter initialisation, dropout, sampling."
+    )
     scheduler: Literal["constant", "linear", "cosine"] = Field(default="cosine", description="After the warm-up.")
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="Last rate over the peak (linear, cosine).")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Clip the global norm; 0 = no clipping.")
@@ -228,7 +250,14 @@ class EngineSettings(Closed):
         "with attention=sdpa, whose mask would be block-diagonal over packed rows, else packed.",
     )
     head_tile: int = Field(default=1024, ge=1, description="Positions per tile of the LM head.")
-    threads: int | None = Field(default=None, ge=1, description="Torch threads; None = torch's own choice.")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="Torch threads; None = torch's own choice.")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value):
+            raise ValueError(f"{value!r} is no device; allowed are auto, cpu, cuda, cuda:N and mps")
+        return value
 
     @model_validator(mode="after")
     def _layout_has_its_attention(self) -> EngineSettings:
@@ -258,8 +287,10 @@ class GatewaySettings(Closed):
 
     kind: Literal["embedded", "remote", "off"] = Field(default="embedded", description="Which gateway is told.")
     base_url: str | None = Field(default=None, description="Of a remote gateway.")
-    account: str = Field(default="local", description="Account the resources belong to.")
-    api_key_env: str = Field(default="FIREWORKS_API_KEY", description="Environment variable with the remote key.")
+    account: str = Field(default="local", pattern="^[a-z0-9-]+$", description="Account the resources belong to.")
+    api_key_env: str = Field(
+        default="FIREWORKS_API_KEY", min_length=1, description="Environment variable with the remote key."
+    )
 
 
 class Hyperparameters(Closed):
@@ -374,6 +405,15 @@ class RunSpec(Closed):
         return (self.job.output_model or self.id).rsplit("/", 1)[-1]
 
     @property
+    def base_name(self) -> str:
+        """The base model's name: as the job has it, or the model group where it is that of a warm start; else its
+        place."""
+        if self.job.base_model:
+            return self.job.base_model
+        mine = str(Path(self.model.path).expanduser().absolute())
+        return self.model.name if self.inputs.base_model in (self.model.path, mine) else self.inputs.base_model
+
+    @property
     def early_stop(self) -> bool:
         """Whether training stops when it gets no better, by the job or, where it has no field for that, the loop."""
         return self.train.early_stop if isinstance(self.job, DpoJob) else self.job.early_stop
@@ -418,5 +458,5 @@ def new_run_id(label: str) -> str:
 
 def find_runs(root: Path) -> list[Path]:
     """Folders below `root` that hold a `run.json`, oldest first; sweeps nest one level."""
-    found = [path.parent for pattern in ("*/run.json", "*/*/run.json") for path in root.glob(pattern)]
+    found = [path.parent for pattern in ("*/run.json", "*/*/run.json") for path in root.glob(pattern) if path.is_file()]
     return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime)

@@ -70,6 +70,17 @@ class Shapes:
                 found[module] = (shape[0], shape[1])
         return found
 
+    def check_targets(self, targets: str | Sequence[str]) -> None:
+        """Raise `ValueError` for LoRA `targets` of which one is no linear layer here; PEFT passes over those."""
+        names = [targets] if isinstance(targets, str) else targets
+        missing = [name for name in names if not self.linear(targets if isinstance(targets, str) else [name])]
+        if missing and self.linear("all-linear"):
+            known = sorted({module.rsplit(".", 1)[-1] for module in self.linear("all-linear")})
+            raise ValueError(
+                f"model.lora.targets: {', '.join(missing)} is no linear layer of this model; there are "
+                f"{', '.join(known)}, and all-linear for all of them"
+            )
+
 
 def read_shapes(base: str, revision: str | None = None) -> Shapes | None:
     """Shapes of the model in a folder or of a hub id; None when no file on this machine tells them.

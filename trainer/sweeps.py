@@ -109,7 +109,7 @@ class Sweep(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot be read by this version ({error})") from error
+            raise UsageError(f"{path}: cannot be read by this version ({history.in_short(error)})") from error
 
 
 class Running(Protocol):

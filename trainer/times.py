@@ -48,11 +48,20 @@ def times_of(folder: Path) -> Times:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a JSONL file of numbers; one that is being written, or that a crash tore, is left out."""
+    """Whole lines of a JSONL file of numbers; one that is being written, that a crash tore, or that is no object since
+    somebody changed it, is left out (the report counts those)."""
     if not path.exists():
         return []
     content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+    read = (_line(line) for line in content[: content.rfind(b"\n") + 1].split(b"\n"))
+    return [one for one in read if isinstance(one, dict)]
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # no JSON, or no text
+        return None
 
 
 def _attempts(folder: Path) -> Iterator[list[Event]]:

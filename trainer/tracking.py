@@ -154,10 +154,14 @@ class MetricsFiles(Quiet):
         os.fsync(self._metrics.fileno())
         return self._metrics.tell()
 
-    def cut(self, position: int) -> None:
-        """Forget what was written after `position`: a resumed run writes it again."""
-        self._metrics.truncate(position)
+    def cut(self, position: int) -> int:
+        """Forget what was written after `position`: a resumed run writes it again. Returns how many bytes are missing
+        before it: none, unless somebody changed the file."""
+        missing = max(0, position - self._path.stat().st_size)
+        if not missing:  # a longer file would be filled up with zeros
+            self._metrics.truncate(position)
         self._metrics.seek(0, os.SEEK_END)
+        return missing
 
     def close(self) -> None:
         self._metrics.close()

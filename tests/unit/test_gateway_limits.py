@@ -155,7 +155,9 @@ def test_unknown_fields_of_any_kind_come_back(tmp_path: Path) -> None:
         assert raw(client, "GET", f"{A}/datasets/d").json()["newer"]["big"] == 2**70
 
 
-@pytest.mark.parametrize(("method", "path"), [("OPTIONS", A), ("HEAD", f"{A}:none"), ("BREW", A), ("TRACE", "/v1/nothing")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("OPTIONS", A), ("HEAD", f"{A}:none"), ("BREW", A), ("TRACE", "/v1/nothing")]
+)
 def test_methods_that_nothing_has(url: str, method: str, path: str) -> None:
     answer = httpx.request(method, url + path)
     assert answer.status_code in (404, 405)

@@ -149,7 +149,9 @@ def test_weight_only_removes_loss_and_trainable_wins(tmp_path):
     )
     assert row.trained == (3, 7)
     assert all(set(message) == {"role", "content"} for message in row.messages)
-    assert counts.unused_fields == {"messages[].weight (1 on user)": 1}
+    assert counts.unused_fields == {
+        "messages[].weight (1 on user)": 1, "messages[].weight (trainable says otherwise)": 2
+    }  # fmt: skip
 
 
 def test_parts_are_joined_and_media_refused_by_name(tmp_path):

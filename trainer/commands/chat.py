@@ -7,6 +7,7 @@ history (/new forgets it, /quit or the end of input leaves).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Answer one prompt, or talk until the input ends."""
+    _check_numbers(options)
     base, adapter = find_weights(options.model, options.gateway)
     talker = _talker(base, adapter, options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
-        talker.answer([*messages, {"role": "user", "content": options.prompt}])
+        try:
+            talker.answer([*messages, {"role": "user", "content": options.prompt}])
+        except ValueError as error:
+            raise UsageError(f"the prompt cannot be answered: {error}") from error
         return 0
     start = list(messages)
     interactive = sys.stdin.isatty()
@@ -53,8 +58,23 @@ def run(options: argparse.Namespace) -> int:
         if line == "/new":
             messages = list(start)
         elif line:
-            messages = [*messages, {"role": "user", "content": line}]
-            messages.append({"role": "assistant", "content": talker.answer(messages)})
+            asked = [*messages, {"role": "user", "content": line}]
+            try:
+                messages = [*asked, {"role": "assistant", "content": talker.answer(asked)}]
+            except ValueError as error:  # the boundary: a line that has no answer is told, and the talk goes on
+                print(f"that cannot be answered: {error}")
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for a setting of the sampling that is out of range."""
+    for name, value, fits, allowed in (
+        ("temperature", options.temperature, 0 <= options.temperature < math.inf, "0 or more"),
+        ("top-p", options.top_p, 0 < options.top_p <= 1, "above 0 and at most 1"),
+        ("max-tokens", options.max_tokens, options.max_tokens >= 1, "1 or more"),
+        ("seed", options.seed, options.seed >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise UsageError(f"--{name} {value}: expected {allowed}")
 
 
 def find_weights(name: str, gateway: str) -> tuple[str, Path | None]:

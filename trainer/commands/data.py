@@ -125,9 +125,12 @@ def _show(spec: RunSpec, renderer: Any, *, longest: int, first: int, rows: int, 
     print(painter.legend(), end="\n\n")
     try:
         found = read_rows(spec.inputs.train, spec.data, pairs=spec.kind == "dpo")
-        for item in islice(found, first - 1, first - 1 + rows):
+        count = 0
+        for count, item in enumerate(islice(found, first - 1, first - 1 + rows), 1):  # noqa: B007  (it is asked below)
             shown = painter.problem(item) if isinstance(item, RowProblem) else _row(item, painter, spec, longest)
             print(shown, end="\n\n")
+        if not count:
+            print(f"there is no row {first}: the rows end before it\n")
     except RowProblem as problem:
         print(painter.problem(problem), end="\n\n")
 
@@ -160,7 +163,10 @@ def _colour(choice: str) -> bool:
 
 
 def _natural(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value

@@ -165,5 +165,7 @@ def _file_source(name: str, path: Path) -> RowSource:
 def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (and there is no folder {path.parent})"
-    close = difflib.get_close_matches(path.name, [one.name for one in path.parent.iterdir()], n=2, cutoff=0.5)
+    close = difflib.get_close_matches(
+        path.name, [one.name for one in path.parent.iterdir() if one.exists()], n=2, cutoff=0.5
+    )
     return f"; did you mean {' or '.join(str(path.parent / one) for one in close)}?" if close else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import history
-from trainer.history import History
+from trainer.history import History, in_short
 from trainer.report_page import write_report
 
 
@@ -45,15 +45,25 @@ def run(options: argparse.Namespace) -> int:
 
 def _ledger(folder: Path) -> None:
     for path in sorted(folder.glob("ledger*.json")):
-        for group, counts in json.loads(path.read_text(encoding="utf-8"))["totals"].items():
+        for group, counts in _read(path).get("totals", {}).items():
             print(f"  {path.stem} {group}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of the run; where it was damaged that is said, and the rest is shown."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        print(f"  {path.name}: cannot be read ({in_short(error)})")
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _answers(one: History) -> None:
     path = one.folder / "samples.json"
     if not path.exists():
         return
-    samples: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+    samples: dict[str, list[dict[str, Any]]] = _read(path)
     for when, answers in samples.items():
         if answers and one.spec.train.score_rows:
             share = sum(answer["exact"] for answer in answers) / len(answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def check_limits(options: argparse.Namespace, *, sweeping: bool) -> None:
         value, flag = getattr(options, name), f"--{name.replace('_', '-')}"
         if value is not None and not sweeping:
             raise UsageError(f"{flag}: is for sweeps; add --multirun, or leave it out")
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{flag}: {value} is no finite number; leave it out for no limit")
         if value is not None and value <= 0:
             raise UsageError(f"{flag}: {value} is not above 0; leave it out for no limit")
 
@@ -55,7 +58,11 @@ def start_sweep(options: argparse.Namespace) -> int:
     for note in dict.fromkeys(note for one in members for note in one.notes):
         print(note)
     budget = Budget(**{name: getattr(options, name) for name in LIMITS if name != "jobs"})
-    sweeps.create(folder, specs, sweep_id=sweep_id, created=created, budget=budget, jobs=options.jobs or 1)
+    try:
+        sweeps.create(folder, specs, sweep_id=sweep_id, created=created, budget=budget, jobs=options.jobs or 1)
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"{folder}: no sweep can be written there ({why}); TRAINER_HOME is another place") from error
     print(f"sweep {sweep_id} of {len(members)} members in {folder}")
     return work(folder, environments=[_secrets(one) for one in members])
 

@@ -16,7 +16,7 @@ from trainer.errors import UsageError
 from trainer.gateway.client import GatewayClient, open_client
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.sync import Syncer
-from trainer.runs import DataSettings, GatewaySettings, RowSource, RunSpec
+from trainer.runs import DataSettings, GatewaySettings, RowSource, RunSpec, gateway_folder
 
 _DRAIN_SECONDS = 60.0
 
@@ -38,6 +38,11 @@ class Teller:
                 self._client = open_client(self.settings)
             except GatewayError as error:
                 raise UsageError(f"gateway={self.settings.kind}: {error.message}") from error
+            except OSError as error:
+                raise UsageError(
+                    f"gateway={self.settings.kind}: its state in {gateway_folder()} cannot be opened "
+                    f"({error.strerror or error}); choose another place by TRAINER_HOME, or gateway=off"
+                ) from error
             self._opened = True
         return self._client
 

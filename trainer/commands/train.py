@@ -59,10 +59,22 @@ def start(composed: Composed, folder: Path, run_id: str) -> int:
     for note in composed.notes:
         print(note)
     teller = Teller(composed.gateway)
+    teller.client()  # a gateway that cannot be spoken to refuses the run before anything is written
     spec = composed.spec(run_id, Places(teller.client).inputs(composed), created=_now())
-    spec.save(folder)
+    describe(spec, folder)
     print(f"run {run_id} in {folder}")
     return attend(spec, folder, teller, environment=secrets(composed))
+
+
+def describe(spec: RunSpec, folder: Path) -> None:
+    """Write the run's description. Raises `UsageError` for a place where nothing can be written."""
+    try:
+        spec.save(folder)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: no run can be written there ({error.strerror or error}); choose another place by TRAINER_HOME "
+            "or output_dir"
+        ) from error
 
 
 def attend(spec: RunSpec, folder: Path, teller: Teller, *, environment: dict[str, str]) -> int:

@@ -133,6 +133,8 @@ def _is_trained(given: dict[str, Any], where: str, *, unused: Counter[str]) -> b
     if not isinstance(trainable, bool | None):
         raise RowProblem("trainable", f"{where}.trainable is {shown(trainable)}; allowed are true and false")
     if given["role"] == "assistant":
+        if None not in (weight, trainable) and trainable != bool(weight):
+            unused["messages[].weight (trainable says otherwise)"] += 1
         return trainable if trainable is not None else weight != 0
     if trainable:
         raise RowProblem(

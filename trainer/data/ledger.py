@@ -121,6 +121,8 @@ class Ledger:
         self.refused: Counter[str] = Counter()
         self.gates: list[Gate] = []
         self.turns = self.stop_turns = self.duplicates = 0
+        self.spelling = 0  # rows whose text spells control tokens, which `spelled` counts by row
+        self.spelled: Counter[str] = Counter()
         self._files: dict[str, int] = {}
         self._reason_codes: dict[str, int] = {"": 0}
         self._columns = {
@@ -222,6 +224,12 @@ class Ledger:
             )
         if totals["rows"]["duplicates"]:
             found.append(f"{totals['rows']['duplicates']} rows are duplicates of earlier ones")
+        if self.spelling:
+            names = ", ".join(name for name, _ in self.spelled.most_common(SHOWN))
+            found.append(
+                f"{self.spelling} rows spell control tokens in their text ({names}), which the tokenizer makes of it: "
+                "an answer that does teaches to write them"
+            )
         for name, count in sorted(self.counts.unused_fields.items()):
             found.append(f"the field {name} is not used ({count} times)")
         if self.counts.skipped_files:
@@ -364,6 +372,9 @@ def _enter(chunk: list[Row | RowProblem], prepared: Prepared, *, renderer: Rende
             outcome, message = Outcome(bad, broken.code), str(broken)
         else:
             whole = [result for result in results if isinstance(result, Rendered)]
+            spelled = renderer.spelled(item)
+            ledger.spelling += bool(spelled)
+            ledger.spelled.update(spelled)
             outcome, message, example = made_of(whole, ledger.settings, max_context=ledger.max_context)
             if example is not None:
                 prepared.datums.append(example)

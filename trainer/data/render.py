@@ -125,6 +125,8 @@ class Renderer:
         self.tokenizer, self.template = tokenizer, template
         self._eos: int | None = eos
         self.stop_ids = frozenset(stop_ids if stop_ids is not None else () if eos is None else (eos,))
+        named = sorted(filter(None, map(str, tokenizer.all_special_tokens)), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, named))) if named else None
         self._adds_eos = eos is not None and self._encode(["a"], special=True)[0][-1:] == [eos]
 
     # --- Whole rows ---
@@ -146,6 +148,13 @@ class Renderer:
             numbers = [number for number, row in enumerate(rows) if row.kind == kind]
             results.update(zip(numbers, render([rows[number] for number in numbers]), strict=True))
         return [results[number] for number in range(len(rows))]
+
+    def spelled(self, row: Row) -> set[str]:
+        """The control tokens that the text of a row spells, and that the tokenizer therefore makes of it."""
+        texts = [row.prompt, row.completion, row.text]
+        texts += [message.get(key, "") for message in row.messages for key in ("content", "reasoning_content")]
+        parts = [self.spelled(side) for side in row.sides]
+        return set().union(*parts, *(self._control.findall(text) for text in texts if self._control and text))
 
     # --- Prompts and references ---
 

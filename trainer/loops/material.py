@@ -42,7 +42,7 @@ def open_renderer(spec: RunSpec) -> tuple[Renderer, int]:
     asked = spec.job.max_context_length
     if asked and asked > model.context_length:
         raise ValueError(
-            f"max_context_length: {asked} is more than the {model.context_length} positions of {spec.model.name}; "
+            f"max_context_length: {asked} is more than the {model.context_length} positions of {spec.base_name}; "
             f"set it to {model.context_length} or less, or leave it unset"
         )
     renderer = Renderer(tokenizer, spec.job.jinja_template, stop_ids=model.stop_ids or None)

@@ -201,7 +201,8 @@ class TrainingLoop(ABC):
             return Cursor()
         cursor = Cursor(**checkpoint.cursor["loop"])
         self.engine.load_state(MODEL, checkpoint.weights, checkpoint.state)
-        self.files.cut(checkpoint.cursor["metrics_bytes"])
+        if missing := self.files.cut(checkpoint.cursor["metrics_bytes"]):
+            self.reporter.log(f"metrics.jsonl was changed: {missing:,} bytes of the steps before are missing in it")
         self.saver.last, self.saver.cursor = checkpoint, cursor
         self.saver.prune(self.protected(cursor))
         self.reporter.log(f"resumed after step {cursor.step} of {self.total}")
@@ -467,7 +468,11 @@ class TrainingLoop(ABC):
     def samples(self) -> dict[str, list[dict[str, Any]]]:
         """What `samples.json` holds."""
         path = self.folder / "samples.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            self.reporter.log(f"{path} was changed and cannot be read ({error}); the earlier answers are lost")
+            return {}
 
     def ask(self) -> list[Answer] | None:
         """Greedy answers to the held-out questions, as the model is now."""
