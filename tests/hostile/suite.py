@@ -33,6 +33,7 @@ SECRET = "planted-secret-4711"
 WITHIN_A_KERNEL_OF_ITS_OWN = {  # works there, and reaches nothing outside: case -> why that is
     "resources/fills-scratch": "gVisor before 2023 limits no scratch folder; it counts as the jail's memory",
     "resources/fills-inodes": "the same",
+    "resources/timers": "gVisor counts no timers of a user; they are the guest's, and count as the jail's memory",
     "resources/higher-priority": "only the guest's word for it; the host gives no more of its processor",
     "files/exec-from-scratch": "noexec is not kept; what runs is the guest's",
     "files/map-code-from-scratch": "the same",
