@@ -20,6 +20,7 @@ from tests.evaluating_kit import (
     project,
     scored,
     snippet,
+    two_processors,
     until,
     upload_rows,
     working,
@@ -39,17 +40,8 @@ SLOW = "import time\ndef evaluate(messages, **kwargs):\n    time.sleep(0.25)\n  
 
 
 @pytest.fixture
-def two_processors() -> Iterator[None]:
-    """For this thread and all that it starts: a sandbox scores three rows at a time, however large the machine is."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:2])
-    yield
-    os.sched_setaffinity(0, before)
-
-
-@pytest.fixture
-def both(tmp_path: Path, two_processors: None) -> Iterator[tuple[GatewayClient, Gateway]]:
-    with working(tmp_path / "gateway") as found:
+def both(tmp_path: Path) -> Iterator[tuple[GatewayClient, Gateway]]:
+    with two_processors(), working(tmp_path / "gateway") as found:
         yield found
 
 

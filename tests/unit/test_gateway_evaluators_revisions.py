@@ -1,7 +1,6 @@
 """Revisions and aliases of an evaluator in jobs, previews and the command; what a job began with stays."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tests.evaluating_kit import (
     project,
     scored,
     snippet,
+    two_processors,
     until,
     upload_rows,
     uploaded,
@@ -34,20 +34,9 @@ SNIP, NAME = f"{A}/evaluators/snip", "accounts/local/evaluators/snip"
 
 
 @pytest.fixture
-def two_processors() -> Iterator[None]:
-    """For this thread and all that it starts: a sandbox scores three rows at a time, however large the machine is."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:2])
-    yield
-    os.sched_setaffinity(0, before)
-
-
-@pytest.fixture
-def both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_processors: None
-) -> Iterator[tuple[GatewayClient, Gateway]]:
+def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[GatewayClient, Gateway]]:
     monkeypatch.setenv("TRAINER_HOME", str(tmp_path))
-    with working(tmp_path / "gateway") as found:
+    with two_processors(), working(tmp_path / "gateway") as found:
         yield found
 
 
