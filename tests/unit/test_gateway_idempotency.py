@@ -1,6 +1,7 @@
 """Requests that are asked twice are done once, and answered alike."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_many_at_once_make_one(tmp_path: Path) -> None:
         assert {answer.content for answer in answers} == {answers[0].content}
         assert [answer.status_code for answer in answers] == [200] * 40
         assert count(client) == 1
+
+
+def test_many_copies_at_once_make_one(tmp_path: Path) -> None:
+    """Of what is made outside of the answer's transaction, since it may take long."""
+    body = {"datasetId": "copy", "dataset": {}, "sourceDatasetId": "rows"}
+    with opened(tmp_path / "gateway") as (client, _), ThreadPoolExecutor(12) as threads:
+        ask = [threads.submit(post, client, f"{A}/datasets", body, idempotency_key="same") for _ in range(12)]
+        answers = [one.result() for one in ask]
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert {answer.content for answer in answers} == {answers[0].content}
+    assert sorted(answer.headers.get("idempotent-replayed", "") for answer in answers) == [""] + ["true"] * 11
 
 
 def test_a_published_client_that_retries_gets_its_first_answer(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ two seconds is a repeat: waits before a retry begin below that, and nobody meani
 for the answer says `idempotent-replayed: true`.
 
 A create and its kept answer are one transaction: a kill leaves both or neither, and equal requests at the same moment
-wait for the first.
+wait for the first. Data sets that are copied from another, or lie at a URL, take too long for that: their equal
+requests wait for one another alone, and after a kill between the two the client's own id tells the repeat.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ RETRY_SECONDS = 600.0
 SILENT_SECONDS = 2.0
 _COUNT = re.compile(r"\d{1,4}", re.ASCII)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_TURNS = tuple(threading.Lock() for _ in range(64))  # of long creates; those of one key have one
 _SHOWN_ONCE = frozenset({"Gateway_CreateApiKey"})  # what they answer is kept nowhere
 _SWEEP_EVERY = 500
 
@@ -85,20 +88,28 @@ def answered(call: Call, wanted: Wish, answering: Answering) -> tuple[Any, bool]
     """
     request = _digest(call.operation.id, dict(call.params), dict(call.query), call.body)
     key = _digest(call.account, wanted.key or [call.principal.user, request])
-    if not is_create(call.operation) or is_long(call):  # is safe to repeat
-        with call.gateway.store.transaction() as transaction:
-            kept = _kept(transaction, key, wanted, request)
-        if kept is not None:
-            return kept, True
-        answer = answering(call)
-        with call.gateway.store.transaction() as transaction:
-            _keep(transaction, key, wanted, request, call=call, answer=answer)
-        return answer, False
+    if not is_create(call.operation):  # may be long, and is safe to repeat
+        return _apart(call, key, wanted, request, answering=answering)
+    if is_long(call):
+        with _TURNS[int(key[:8], 16) % len(_TURNS)]:
+            return _apart(call, key, wanted, request, answering=answering)
     with call.gateway.store.transaction() as transaction:
         kept = _kept(transaction, key, wanted, request)
         if kept is not None:
             return kept, True
         answer = answering(call)
+        _keep(transaction, key, wanted, request, call=call, answer=answer)
+    return answer, False
+
+
+def _apart(call: Call, key: str, wanted: Wish, request: str, *, answering: Answering) -> tuple[Any, bool]:
+    """The answer, found or made outside of a transaction and kept in one of its own."""
+    with call.gateway.store.transaction() as transaction:
+        kept = _kept(transaction, key, wanted, request)
+    if kept is not None:
+        return kept, True
+    answer = answering(call)
+    with call.gateway.store.transaction() as transaction:
         _keep(transaction, key, wanted, request, call=call, answer=answer)
     return answer, False
 
