@@ -24,19 +24,25 @@ def refusal() -> str:
     return _refusals[0] if _refusals else ""
 
 
+def group_of(told: Path) -> str:
+    """The name of the group in an `autogroup` file. "" is the kernel's own group, which has no share: it holds the
+    processes that have never been below a `setsid`, such as a container's first and all that it starts."""
+    return told.read_text().partition(" ")[0]
+
+
 def set_share(pid: int, niceness: str) -> bool:
     """Give the session of an evaluation below `pid` another share of the processor; True where there was one."""
     found = False
     if refusal():
         return found
-    own = _OWN.read_text().split()[0]
+    own = group_of(_OWN)
     for one in memory.descendants(pid):
         group = Path(f"/proc/{one}/autogroup")
         try:
-            if group.read_text().split()[0] != own:
+            if group_of(group) not in ("", own):
                 group.write_text(niceness)
                 found = True
-        except (FileNotFoundError, ProcessLookupError, BlockingIOError, IndexError):
+        except (FileNotFoundError, ProcessLookupError, BlockingIOError):
             continue  # it ended, or the kernel wants to be asked again later
         except OSError as error:
             _refusals.append(f"a session's share cannot be changed here: {error}")
