@@ -70,6 +70,9 @@ def main(arguments: list[str] | None = None, *, stop: Stop | None = None) -> int
         return EXIT_REFUSED
     if options.dry_run:
         return _dry_run(spec)
+    if told := _unwritable(options.run):
+        print(f"error: {told}; mend that, then resume the run", file=sys.stderr)
+        return EXIT_CRASH
     with _only_worker(options.run):
         return Worker(spec, options.run, stop=stop).run()
 
@@ -325,6 +328,16 @@ def _or_refuse(make: Callable[[], T]) -> T:
         return make()
     except (ValueError, FileNotFoundError) as error:
         raise Refused(str(error)) from error
+
+
+def _unwritable(folder: Path) -> str:
+    """Which of the files that every attempt goes on with cannot be written, and why; without them no state is kept."""
+    for name in (LOCK, "sync.jsonl", "metrics.jsonl", "perf.jsonl"):
+        try:
+            (folder / name).open("ab").close()
+        except OSError as error:
+            return f"{folder / name}: cannot be written ({in_short(error)})"
+    return ""
 
 
 @contextmanager

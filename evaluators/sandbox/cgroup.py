@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -121,10 +122,12 @@ def describe() -> str:
 
 def _can_make(parent: Path) -> bool:
     probe = parent / f"evaluator-probe-{os.getpid()}"
+    for left in parent.glob("evaluator-*-*"):
+        host = left.name.split("-")[1]
+        if host.isdigit() and not Path("/proc", host).exists():
+            with suppress(OSError):  # something runs in it yet, or another process removed it
+                left.rmdir()
     try:
-        for left in parent.glob("evaluator-*-*"):
-            if not Path("/proc", left.name.split("-")[1]).exists() and left.name.split("-")[1].isdigit():
-                left.rmdir()  # of a host process that was killed; refused while anything runs in it
         probe.mkdir()
         (probe / "cgroup.procs").read_text()
         usable = any((probe / name).exists() for name in ("memory.max", "memory.limit_in_bytes", "pids.max"))

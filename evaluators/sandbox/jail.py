@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.protocol import Limits, Program, Tier
-from evaluators.sandbox import bubblewrap, gvisor, identity, landlock, memory, scratch, share, tree
+from evaluators.sandbox import bubblewrap, folders, gvisor, identity, landlock, memory, scratch, share, tree
 from evaluators.sandbox.cgroup import Cgroup
 from evaluators.sandbox.interpreter import Interpreter, interpreter, preloads, seeded
 from evaluators.sandbox.wire import (
@@ -119,7 +119,7 @@ class Jail:
         python = interpreter(program.python, for_all=needs_all)
         home, writable, programs = "/sandbox", SCRATCH, "/program"
         if self.way in ("folder", "bwrap"):
-            self.folder = tempfile.mkdtemp(prefix="evaluator-")
+            self.folder = folders.make()
         if not namespaces:
             home, writable, programs = (f"{self.folder}/{name}" for name in ("sandbox", "scratch", "program"))
             Path(writable).mkdir(mode=0o700)

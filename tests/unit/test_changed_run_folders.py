@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainer import environment, history
+from trainer import attempt, environment, history
 from trainer.commands import runs as runs_command
 from trainer.commands import show
 from trainer.compose import compose
@@ -54,6 +54,14 @@ def test_a_changed_file_is_named_in_one_line_and_the_list_goes_on(run, capsys, n
     assert "\n" not in str(refused.value)
     assert runs_command.run(None) == 0
     assert says.split(r" \(")[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "perf.jsonl", "sync.jsonl"])
+def test_a_worker_that_cannot_write_names_the_file_in_one_line(run, capsys, name):
+    put(run / name, "folder")
+    assert attempt.main([str(run)]) == attempt.EXIT_CRASH
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {run / name}: cannot be written (")
 
 
 def test_show_tells_which_files_it_cannot_read(run, capsys):

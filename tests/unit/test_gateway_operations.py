@@ -93,3 +93,33 @@ def test_work_of_a_process_that_is_gone_is_ended(tmp_path: Path) -> None:
         goes_on.set()
         gateway.operations.close()
         assert "response" not in client.get(name)
+
+
+def test_an_end_that_cannot_be_written_is_told_at_the_next_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path / "gateway") as (client, gateway):
+        model, goes_on = "accounts/local/models/m", threading.Event()
+        with monkeypatch.context() as broken:
+            name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(60)}, exclusive=model)[
+                "name"
+            ]
+            broken.setattr(gateway.operations, "update", full)
+            goes_on.set()
+            wait_for(lambda: "could not be written" in caplog.text, "the log's word of it")
+            wait_for(lambda: name not in gateway.operations._running, "its end")
+        gateway.operations.start(call(gateway), {}, lambda _: {}, exclusive=model)  # nobody is at the model any more
+        ended = client.get(name)
+        assert (ended["done"], ended["error"]["code"]) == (True, 10)
+        assert "could not write how it ended" in ended["error"]["message"]
+
+
+def test_what_a_stopping_gateway_no_longer_begins_is_no_operation_that_runs(tmp_path: Path) -> None:
+    with opened(tmp_path / "gateway") as (client, gateway):
+        gateway.operations.close()
+        with pytest.raises(GatewayError, match="stopping"):
+            gateway.operations.start(call(gateway), {}, lambda _: {})
+        assert [one["done"] for one in client.list("operations")] == [True]

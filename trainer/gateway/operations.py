@@ -1,7 +1,8 @@
 """Long-running operations (AIP-151): work that outlasts its request, and the record that tells how it goes.
 
 An operation is a record like any other, `accounts/{a}/operations/{id}`, so it survives a restart; its work does not.
-Work that ended with its process is found so by the process's number, and the operation then ends in ABORTED.
+Work that ended with its process is found so by the process's number, and the operation then ends in ABORTED; so does
+one whose outcome could not be written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 COLLECTION = "operations"
 _WORKERS = 4
 _PROCESS = secrets.token_hex(8)  # of this process: numbers are used again, and in a container are always the same
+_AT_WORK: set[str] = set()  # the operations that this process works at
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -61,27 +63,35 @@ class Operations:
         operation in that error. exclusive: a resource that one operation at a time may work at.
         Raises ABORTED when another operation is at `exclusive`.
         """
-        parent = call.parent()
+        running = Running(self, f"{call.parent()}/{COLLECTION}/{secrets.token_hex(8)}")
+        _AT_WORK.add(running.name)
+        try:
+            made = self._insert(call, running.name, metadata, exclusive)
+            self._begin(running, work)
+        except BaseException:
+            _AT_WORK.discard(running.name)
+            raise
+        return shown(made)
+
+    def _insert(self, call: Call, name: str, metadata: Mapping[str, Any], exclusive: str) -> Resource:
         with self._store.transaction() as transaction:
             if exclusive:
                 self._must_be_free(
                     transaction.every(COLLECTION, body_value(["done"]).as_boolean().is_(False)), exclusive
                 )
-            bare = secrets.token_hex(8)
-            new = Resource(
-                name=f"{parent}/{COLLECTION}/{bare}", collection=COLLECTION, parent=parent, id=bare,
+            return transaction.insert(Resource(
+                name=name, collection=COLLECTION, parent=call.parent(), id=name.rsplit("/", 1)[-1],
                 body={"metadata": dict(metadata), "done": False},
                 private={"pid": os.getpid(), "process": _PROCESS, "exclusive": exclusive, "owner": call.principal.user},
-            )  # fmt: skip
-            made = transaction.insert(new)
-        running = Running(self, made.name)
+            ))  # fmt: skip
+
+    def _begin(self, running: Running, work: Work) -> None:
         with self._guard:
             if self._closed:
                 raise GatewayError("UNAVAILABLE", "the gateway is stopping; ask again")
             self._pool = self._pool or ThreadPoolExecutor(_WORKERS, thread_name_prefix="operation")
-            self._running[made.name] = running
+            self._running[running.name] = running
             self._pool.submit(contextvars.copy_context().run, self._work, running, work)
-        return shown(made)
 
     def update(self, name: str, *, metadata: Mapping[str, Any] | None = None, **body: Any) -> None:
         """Change the operation's record; one that has been deleted, or is done, stays so."""
@@ -93,11 +103,11 @@ class Operations:
             transaction.save(found.changed({"metadata": merged, **body}))
 
     def settled(self, found: Resource) -> Resource:
-        """The record, ended where the process that worked at it is gone."""
-        if found.body["done"] or found.name in self._running or _alive(found):
+        """The record, ended where nobody works at it any more."""
+        if found.body["done"] or _alive(found):
             return found
         self.update(found.name, done=True, error=status(GatewayError(
-            "ABORTED", "the gateway stopped before this was done; ask for it again"
+            "ABORTED", "the gateway stopped before this was done, or could not write how it ended; ask for it again"
         )))  # fmt: skip
         return self._store.get(found.name)
 
@@ -119,20 +129,28 @@ class Operations:
                 running.cancelled.set()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        _AT_WORK.difference_update(self._running)  # what was cancelled before it began
 
     def _work(self, running: Running, work: Work) -> None:
+        outcome = self._outcome(running, work)
         try:
-            response = dict(work(running))
-            self.update(running.name, done=True, response=response)
-        except GatewayError as error:
-            self.update(running.name, done=True, error=status(error))
-        except Exception:  # noqa: BLE001  (the edge of a thread: logged, and answered without the traceback)
-            _log.exception("%s failed", running.name)
-            error = GatewayError("INTERNAL", "an unexpected error; the gateway's log has it")
-            self.update(running.name, done=True, error=status(error))
+            self.update(running.name, done=True, **outcome)
+        except Exception:  # noqa: BLE001  (the edge of a thread: logged, and told at the next question)
+            _log.exception("%s has ended, which could not be written", running.name)
         finally:
             with self._guard:
                 self._running.pop(running.name, None)
+                _AT_WORK.discard(running.name)
+
+    @staticmethod
+    def _outcome(running: Running, work: Work) -> dict[str, Any]:
+        try:
+            return {"response": dict(work(running))}
+        except GatewayError as error:
+            return {"error": status(error)}
+        except Exception:  # noqa: BLE001  (logged, and answered without the traceback)
+            _log.exception("%s failed", running.name)
+            return {"error": status(GatewayError("INTERNAL", "an unexpected error; the gateway's log has it"))}
 
     def _must_be_free(self, others: list[Resource], exclusive: str) -> None:
         for other in others:
@@ -154,10 +172,10 @@ def status(error: GatewayError) -> dict[str, Any]:
 
 
 def _alive(found: Resource) -> bool:
-    """True while the process that works at the operation is there."""
+    """True while somebody works at the operation, in this process or in another one that is there."""
     pid = found.private.get("pid", 0)
     if pid == os.getpid():
-        return found.private.get("process") == _PROCESS
+        return found.private.get("process") == _PROCESS and found.name in _AT_WORK
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
