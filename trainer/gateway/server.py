@@ -51,6 +51,7 @@ from trainer.gateway.principal import PUBLIC_ACCOUNT, Principal
 from trainer.gateway.resources import accounts, models
 from trainer.gateway.resources.table import OPERATIONS, is_quick
 from trainer.gateway.standard import Handler, answer_mask
+from trainer.gateway.uploads import finish_removals
 
 _LONG_THREADS = 16  # for verbs, some of which read whole files: they may not take the threads of the others
 _CHANGE_THREADS = 40  # for what writes, and may have to wait for other writers: reads do not wait behind it
@@ -91,6 +92,7 @@ def create_app(
     here, allowed, metrics = gateway or Gateway(folder), access or Open(in_process=True), Metrics()
     accounts.ensure(here)
     models.ensure_tiny(here)
+    finish_removals(here)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

@@ -148,7 +148,7 @@ def delete(family: Family) -> Handler:
         with call.gateway.store.transaction() as transaction:
             found = transaction.get(family.name(call))
             family.may_delete(call, found)
-            transaction.delete(found.name)
+            uploads.condemn(transaction, found.name)
         uploads.remove(call.gateway, found.name)
         return {}
 

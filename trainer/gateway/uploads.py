@@ -8,15 +8,17 @@ changes. Files that are declared anew must be sent anew, or be shown by their di
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any
 
 from trainer.gateway.errors import invalid, precondition
 from trainer.gateway.files import Incoming, content_digest, safe_name
 from trainer.gateway.gateway import Call, Gateway
-from trainer.gateway.store import Resource
+from trainer.gateway.store import Resource, Transaction, body_value
 
 UPLOADING, READY = "UPLOADING", "READY"
+_REMOVALS = "removals"  # records that say whose files are to go
 _MOST_FILES = 5000  # in one request: each file's arrival writes the record that has them all
 
 
@@ -64,11 +66,37 @@ def place(
         return transaction.save(found.changed(private={"files": files, "declared": declared}))
 
 
+def condemn(transaction: Transaction, name: str) -> None:
+    """Delete the record `name` and those below it, and note that its files are to go: `remove` does that, or, where
+    this process ends before, `finish_removals` of the next."""
+    transaction.delete(name)
+    bare = secrets.token_hex(8)
+    transaction.insert(
+        Resource(name=f"{_REMOVALS}/{bare}", collection=_REMOVALS, parent="", id=bare, body={"resource": name})
+    )
+
+
 def remove(gateway: Gateway, name: str) -> None:
     """Delete the files of a record that is gone; what has come for a new one of that name stays."""
     with gateway.store.transaction() as transaction:  # no file takes its place meanwhile
         found = transaction.find(name)
         gateway.files.remove(name, keep=found.private.get("files", {}) if found is not None else ())
+        _done_with(transaction, name)
+
+
+def finish_removals(gateway: Gateway) -> None:
+    """Delete the files of records whose deletion a process did not live to finish."""
+    for note in gateway.store.every(_REMOVALS):
+        name = note.body["resource"]
+        with gateway.store.transaction() as transaction:
+            if transaction.find(name) is None:  # else there is a new one, whose files they are by now
+                gateway.files.remove(name)
+            _done_with(transaction, name)
+
+
+def _done_with(transaction: Transaction, name: str) -> None:
+    for note in transaction.every(_REMOVALS, body_value(["resource"]).as_string() == name):
+        transaction.delete(note.name)
 
 
 def has(gateway: Gateway, name: str, filename: str, *, size: int | None, digest: str) -> bool:

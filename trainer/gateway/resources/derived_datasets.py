@@ -138,6 +138,6 @@ def _filled(call: Call, new: Resource, rows: Iterable[dict[str, Any]], *, empty:
         return uploads.finish(gateway, recorded.changed(private={"rows": found.format}), found.body())
     except BaseException:
         with gateway.store.transaction() as transaction:
-            transaction.delete(made.name)
-        gateway.files.remove(made.name)
+            uploads.condemn(transaction, made.name)
+        uploads.remove(gateway, made.name)
         raise

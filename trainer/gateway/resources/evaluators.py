@@ -86,17 +86,17 @@ _patch = standard.patch(FAMILY)
 
 def delete(call: Call) -> dict[str, Any]:
     """DELETE of an evaluator, its revisions and their source."""
-    evaluator = FAMILY.load(call)
-    answer = _delete(call)
-    for source in call.gateway.store.every(_SOURCES, resources.c.parent == evaluator.parent):
-        if source.private.get("evaluator") == evaluator.name:
-            with call.gateway.store.transaction() as transaction:
-                transaction.delete(source.name)
-            call.gateway.files.remove(source.name)
-    return answer
-
-
-_delete = standard.delete(FAMILY)
+    with call.gateway.store.transaction() as transaction:
+        evaluator = transaction.get(FAMILY.name(call))
+        FAMILY.may_delete(call, evaluator)
+        sources = transaction.every(_SOURCES, resources.c.parent == evaluator.parent)
+        gone = [one.name for one in sources if one.private.get("evaluator") == evaluator.name]
+        gone.append(evaluator.name)
+        for name in gone:
+            uploads.condemn(transaction, name)
+    for name in gone:
+        uploads.remove(call.gateway, name)
+    return {}
 
 
 def get_upload_endpoint(call: Call) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def delete_version(call: Call) -> dict[str, Any]:
             transaction.delete(found.name)
             unused = _unused_source(transaction, found)
     if unused:
-        call.gateway.files.remove(unused)
+        uploads.remove(call.gateway, unused)
     return {}
 
 
@@ -198,7 +198,7 @@ def _unused_source(transaction: Transaction, deleted: Resource) -> str:
     kept = [transaction.get(deleted.parent), *evaluator_revisions.all_of(transaction, deleted.parent)]
     if not name or any(one.private.get("source") == name for one in kept):
         return ""
-    transaction.delete(name)
+    uploads.condemn(transaction, name)
     return name
 
 

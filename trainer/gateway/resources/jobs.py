@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainer.gateway import base_models, contract, external_inputs, job_families, jobstate, standard, weights
+from trainer.gateway import base_models, contract, external_inputs, job_families, jobstate, standard, uploads, weights
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.job_families import FAMILIES, OURS, Input, JobFamily, value_at, with_value, without_empty
@@ -190,8 +190,8 @@ def remove(gateway: Gateway, name: str, *, tombstone: bool | None = None) -> Non
             transaction.execute(resources.delete().where(resources.c.name == name))
             transaction.insert(replace(buried, collection=f"{job.collection}/deleted"))
             return
-        transaction.delete(name)
-    gateway.files.remove(name)
+        uploads.condemn(transaction, name)
+    uploads.remove(gateway, name)
 
 
 def cancel(collection: str) -> Handler:
