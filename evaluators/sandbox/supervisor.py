@@ -164,11 +164,15 @@ class _Supervisor:
         status, cpu = 0, 0.0
         while True:
             with suppress(ProcessLookupError, PermissionError):
-                # -1: all of this namespace, Landlock domain or uid, but for this process. Else the child's group only.
+                # -1: all of this namespace, Landlock domain or uid, but for this process. Else the child's group, and
+                # what had left that: it becomes this process's own when its parent ends.
                 if self.settings["owns_all"]:
                     os.kill(-1, signal.SIGKILL)
-                elif pid:
-                    os.killpg(pid, signal.SIGKILL)
+                else:
+                    for one in _children():
+                        os.kill(one, signal.SIGKILL)
+                    if pid:
+                        os.killpg(pid, signal.SIGKILL)
             try:
                 found, raw, usage = os.wait4(-1, 0)
             except ChildProcessError:
@@ -195,6 +199,15 @@ class _Supervisor:
         """The host went away: so does everything here."""
         self._end_all(pid)
         os._exit(0)
+
+
+def _children() -> list[int]:
+    """This process's, as the kernel tells; none where it does not."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as told:  # noqa: PTH123 - pathlib is not loaded here
+            return [int(one) for one in told.read().split()]
+    except OSError:
+        return []
 
 
 class _Evaluation:

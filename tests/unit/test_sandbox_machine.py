@@ -3,16 +3,18 @@
 import json
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from evaluators.protocol import Limits, Status, Tier
-from evaluators.sandbox import Sandbox, SandboxRefused, describe, run_code, self_check, shares_badly
+from evaluators.protocol import Limits, Program, Status, Tier
+from evaluators.sandbox import Sandbox, SandboxRefused, describe, jail, memory, run_code, self_check, shares_badly
 from evaluators.sandbox import machine as this_machine
 from evaluators.sandbox.identity import _range
 from evaluators.sandbox.interpreter import interpreter, is_open, preloads
 from evaluators.sandbox.machine import choose
+from evaluators.sandbox.verdict import judge
 from trainer.__main__ import main
 
 SMALL = Limits(wall_seconds=60.0, cpu_seconds=60.0, memory_bytes=256 << 20)
@@ -81,6 +83,32 @@ def test_the_self_check_finds_nothing_here_and_the_doctor_says_so(capsys: pytest
 def test_the_self_check_notices_that_a_fence_is_missing() -> None:
     found = self_check(Tier.NONE)
     assert "it reached a listener on loopback" in found or "the jail could not be built" in found[0]
+
+
+OUTLIVES = b"""
+import os, time
+def f(n):
+    ready, told = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            os.write(told, b".")
+            time.sleep(600)
+        time.sleep(600)
+    os.read(ready, 1)
+    return n
+"""
+
+
+def test_what_left_its_process_group_ends_with_its_row_where_a_user_has_other_processes(monkeypatch) -> None:
+    monkeypatch.setattr(jail, "_owns_all", lambda _tier: False)  # as for an ordinary user: kill(-1) would end all of it
+    with closing(jail.Jail(Program({"p.py": OUTLIVES}, "p.py::f"), Limits(wall_seconds=60.0), tier=Tier.NONE)) as one:
+        for n in range(3):
+            verdict = judge(one.run([(b'{"n": %d}' % n, 0)]), 1, one.limits)[0]
+            assert verdict.score is not None
+            assert verdict.score.score == n
+            assert len(memory.descendants(one.process.pid)) == 0
 
 
 def test_remedies_name_the_setting() -> None:
