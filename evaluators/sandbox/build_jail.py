@@ -210,7 +210,7 @@ class BuildJail(Jail):
         """What is looked at while nothing comes."""
         check()
         if self.cgroup is None:
-            memory.check(self.process.pid, self.limits.memory_bytes)
+            self._check_memory()
         if self.folder and self.way == "folder" and _size(self.folder) > self._most.most_bytes:
             raise BuildStopped(f"the packages take more than {self._most.most_bytes:,} bytes")
 

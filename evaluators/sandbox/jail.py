@@ -7,15 +7,18 @@ before it is read, and a jail that is late, silent or out of step is killed and 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
+import resource
 import secrets
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -48,6 +51,7 @@ _READ_AHEAD = 64 << 10  # what the supervisor may have read before it notices a 
 _COMPLAINT = 300  # characters that are told of what a launcher said
 _WATCH_SECONDS = 0.05  # how often a long evaluation's memory is looked at where no cgroup limits it
 _MOST_FIELD, _MOST_CPU = 0xFFFFFFFF, 1 << 31  # of an order
+_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESRCH}  # ESRCH: it was ended at once
 _OWN_PROCESSES = 2  # supervisor and the process above it, which the kernel counts too
 _PACKAGE = Path(__file__).parent.parent
 _JAIL_FILES = ("returned.py", "sandbox/supervisor.py", "sandbox/child.py", "sandbox/scratch.py", "sandbox/wire.py",
@@ -60,6 +64,10 @@ _LAUNCH = "import sys; sys.path.insert(0, {!r}); from evaluators.sandbox.launche
 
 class JailError(Exception):
     """The jail, not the evaluator, failed; the message says how."""
+
+
+class NoRoom(JailError):
+    """The host has no descriptors, processes or memory for one more jail."""
 
 
 @dataclass(frozen=True)
@@ -86,32 +94,46 @@ class Jail:
 
         launcher: who builds the tree of tier standard, `own` or `bwrap`.
         """
+        self._host = os.getpid()
         self.limits = limits
         self._yields_until, self._lowered = 0.0, False
         self.tier = tier
         self.way = _way(tier, launcher)
         self.usable = True
         self.folder: str | None = None
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115 - what launcher or kernel complain of; closed by `close`
         self._killed_at_end = False
         self._kills = 0
-        self.cgroup = Cgroup.create(limits, kernel=tier is Tier.STRONG)
-        self.socket, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._shared_before, self._noted = memory.shared_on_machine(), time.monotonic()
+        self._watched = self._noted
+        self._open = contextlib.ExitStack()  # descriptors
+        self.cgroup: Cgroup | None = None
+        _jails.add(self)
         try:
+            self.cgroup = Cgroup.create(limits, kernel=tier is Tier.STRONG)
+            self.said = self._open.enter_context(os.fdopen(os.memfd_create("said"), "w+b"))  # the launcher's complaints
+            self.socket, inside = map(self._open.enter_context, _pair())
             setup, blobs = self._setup(program, mode)
             self.process = self._launch(setup, inside)
             inside.close()
             if self.cgroup:
                 self.cgroup.add(self.process.pid)
             self.load_error = self._start(setup, blobs)
+            self.said.close()
             if self.way == "bwrap":
-                _die_first(self.process.pid)
+                self._take_in()
         except BaseException as error:
-            inside.close()
             self.close()
-            if isinstance(error, BlockingIOError | MemoryError | ProcessLookupError):  # the host has no more room
-                raise JailError(f"the jail could not be started: {error}") from error
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+                raise NoRoom(f"the jail could not be started: {error}") from error
             raise
+
+    def _take_in(self) -> None:
+        """Bubblewrap forks before this host can say anything of its processes: they are seen to when they are there."""
+        for one in memory.descendants(self.process.pid):
+            if self.cgroup:
+                self.cgroup.add(one)
+            with contextlib.suppress(OSError):  # where /proc is read-only; in the tree there is none
+                Path(f"/proc/{one}/oom_score_adj").write_text("1000")  # when memory runs out, jails go first
 
     def _setup(self, program: Program, mode: str) -> tuple[dict[str, Any], dict[str, bytes]]:
         tier, namespaces = self.tier, self.way != "folder"
@@ -194,7 +216,8 @@ class Jail:
         except (OSError, ValueError) as error:
             raise JailError(f"the jail did not start: {error}{self._complaint()}") from error
         if "failed" in told:
-            raise JailError(f"the jail could not be built: {told['failed']}")
+            kind = NoRoom if told.get("errno") in _NO_ROOM else JailError
+            raise kind(f"the jail could not be built: {told['failed']}")
         return legible(str(told.get("load_error", ""))[:300])
 
     def _complaint(self) -> str:
@@ -222,17 +245,16 @@ class Jail:
         payload = b"".join(ROW.pack(len(text), seed) + text for text, seed in rows)
         nonce = secrets.token_hex(8).encode()
         wall = int(limits.wall_seconds * 1000)
-        cpu = whole_cpu_seconds(limits) * count
+        cpu = whole_cpu_seconds(limits, count)
         over = time.monotonic() + limits.wall_seconds * count
         deadline = over + HOST_GRACE_SECONDS
+        self._begin_watch()
         apart = nice > 0 and self.tier is not Tier.STRONG and not share.refusal()
         self._yields_until = over if apart else 0.0
         try:
             self.socket.settimeout(limits.wall_seconds * count + HOST_GRACE_SECONDS)
             whole = min(wall * count, _MOST_FIELD)
-            self.socket.sendall(
-                ORDER.pack(count, len(payload), wall, whole, min(cpu, _MOST_CPU), nice, apart, nonce) + payload
-            )
+            self.socket.sendall(ORDER.pack(count, len(payload), wall, whole, cpu, nice, apart, nonce) + payload)
             result = bytearray()
             while True:
                 kind, flags, status, wall_us, cpu_us, *sizes = REPORT.unpack(self._read(REPORT.size, deadline))
@@ -252,7 +274,7 @@ class Jail:
             if self._killed_at_end:
                 return Raw(0, 9, 0.0, 0.0, b"", b"", b"", nonce, out_of_memory=True)
             raise JailError(f"the jail died or went silent: {error}") from error
-        except JailError:
+        except BaseException:  # also one that interrupts the host: the stream is out of step
             self.close()
             raise
         if flags & LAST_ACT:
@@ -289,20 +311,36 @@ class Jail:
         parts: list[bytes] = []
         while size:
             self.socket.settimeout(_WATCH_SECONDS)
+            if time.monotonic() > self._watched + _WATCH_SECONDS:  # also while a jail sends without a pause
+                self._watch()
             try:
                 part = self.socket.recv(min(size, 1 << 16))
             except TimeoutError:
                 if time.monotonic() > deadline:
                     raise
-                self._share_processor()
-                if self.cgroup is None:
-                    memory.check(self.process.pid, self.limits.memory_bytes, kernel=self.tier is Tier.STRONG)
                 continue
             if not part:
                 raise ConnectionError("the stream ended")
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+    def _begin_watch(self) -> None:
+        """What is there before a row; of rows that follow each other closely, before the first of them."""
+        self._watched = time.monotonic()
+        if self.cgroup is None and self._watched > self._noted + _WATCH_SECONDS:
+            self._shared_before, self._noted = memory.shared_on_machine(), self._watched
+
+    def _watch(self) -> None:
+        """Look at a long evaluation's memory, where no cgroup limits it, and at its share of the processor."""
+        self._share_processor()
+        if self.cgroup is None:
+            self._check_memory()
+        self._watched = time.monotonic()
+
+    def _check_memory(self) -> None:
+        own = self.tier is Tier.STRONG
+        memory.check(self.process.pid, self.limits.memory_bytes, kernel=own, before=self._shared_before)
 
     def _share_processor(self) -> None:
         """An evaluation that is to yield does so until its time is over: to be ended takes a processor, too."""
@@ -317,8 +355,9 @@ class Jail:
         """End everything in the jail and remove what it had on the host. Safe to call twice."""
         patience = _LEAVE_SECONDS if self.usable else 0.0
         self.usable = False
-        self.socket.close()
-        self.said.close()
+        self._open.close()
+        if self._host != os.getpid():
+            return
         process = getattr(self, "process", None)
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -334,11 +373,30 @@ class Jail:
             scratch.remove(self.folder)
 
 
-def _die_first(pid: int) -> None:
-    """When memory runs out, jails go first; inside bubblewrap's tree there is no /proc to say so."""
-    for one in memory.descendants(pid):
-        with contextlib.suppress(OSError):  # where /proc is read-only
-            Path(f"/proc/{one}/oom_score_adj").write_text("1000")
+def _pair() -> list[socket.socket]:
+    """Two ends of a stream, at numbers that no standard stream has: a host may have closed its own."""
+    return [_above_standard(one) for one in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)]
+
+
+def _above_standard(one: socket.socket) -> socket.socket:
+    if one.fileno() < 3:
+        with one:
+            one = socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 3))
+    one.setblocking(True)  # whatever the host's default for sockets is: the jail reads without waiting in a loop
+    return one
+
+
+def _leave_to_parent() -> None:
+    """A forked process has no jails: it lets go of its parent's, which end when nobody holds their streams any more."""
+    for jail in _jails:
+        jail.close()
+        if hasattr(jail, "process"):
+            jail.process.returncode = 0  # not to be waited for here
+    _jails.clear()
+
+
+_jails: weakref.WeakSet[Jail] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _way(tier: Tier, launcher: str) -> str:
@@ -351,9 +409,14 @@ def _owns_all(tier: Tier) -> bool:
     return tier in (Tier.STRONG, Tier.STANDARD) or os.geteuid() == 0 or (tier is Tier.LANDLOCK and landlock.abi() >= 6)
 
 
-def whole_cpu_seconds(limits: Limits) -> int:
-    """The kernel counts whole seconds: at least one, rounded up."""
-    return max(1, math.ceil(limits.cpu_seconds))
+def whole_cpu_seconds(limits: Limits, rows: int = 1) -> int:
+    """Of a process for so many rows. The kernel counts whole seconds: at least one each, rounded up.
+
+    The host may itself be allowed less, of which a second is left to end who ignores the signal.
+    """
+    wanted = max(1, math.ceil(limits.cpu_seconds)) * rows
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    return min(wanted, _MOST_CPU) if most == resource.RLIM_INFINITY else max(1, min(wanted, _MOST_CPU, most - 1))
 
 
 @lru_cache(maxsize=2)

@@ -34,7 +34,9 @@ class _PathBeneath(ctypes.Structure):
 def abi() -> int:
     """The kernel's Landlock version; 0 where there is none."""
     try:
-        return kernel.syscall("landlock_create_ruleset", None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+        return kernel.syscall(
+            "landlock_create_ruleset", None, ctypes.c_size_t(0), ctypes.c_uint32(_CREATE_RULESET_VERSION)
+        )
     except OSError:
         return 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from contextlib import suppress
@@ -159,14 +160,25 @@ def _map_user(own: int, inside: int, uid: int, gid: int) -> None:
 
 
 def _fork_first_process() -> None:
-    """Go on as PID 1 of the new namespace; the parent only waits, so that the host has a child to wait for."""
+    """Go on as PID 1 of the new namespace; the parent waits, so that the host has a child to wait for."""
     child = os.fork()
     if child:
-        os.close(CHANNEL)
+        _end_with_host(child)
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
     os.setpgid(0, 0)  # else a signal to the own group would reach the parent outside
+
+
+def _end_with_host(child: int) -> None:
+    """Until `child` has ended, or the host is gone: then it ends with all below it, busy or not."""
+    poller = select.poll()
+    poller.register(CHANNEL, 0)  # hang-up only
+    with suppress(OSError):  # kernels without pidfds: the first process alone notices
+        poller.register(os.pidfd_open(child), select.POLLIN)
+        if any(handle == CHANNEL for handle, _ in poller.poll()):
+            os.kill(child, signal.SIGKILL)
+    os.close(CHANNEL)
 
 
 def _enter_scratch(setup: dict[str, Any], blobs: dict[str, bytes]) -> None:

@@ -160,3 +160,12 @@ def _remedies(problems: dict[Tier, str], facts: dict[str, str]) -> list[str]:
             "second: start under `systemd-run --user --scope -p Delegate=yes`, or with a delegated v2 subtree"
         )
     return found
+
+
+def _renew_lock() -> None:
+    """In a forked process: another thread of the parent may have held it, for as long as a self-check takes."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

@@ -11,9 +11,11 @@ import hashlib
 import json
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 from evaluators.judge_desk import Asking, Desk, may_ask
 from evaluators.protocol import Isolation, Limits, Program, Result, Status, Tier
 from evaluators.sandbox import machine
-from evaluators.sandbox.jail import Jail, JailError, Raw
+from evaluators.sandbox.jail import Jail, JailError, NoRoom, Raw
 from evaluators.sandbox.verdict import Verdict, finished, judge
 from evaluators.sandbox.wire import ACKNOWLEDGED, LATE
 
@@ -70,12 +72,17 @@ class Sandbox:
         processors = len(os.sched_getaffinity(0))
         self.workers = workers or max(2, processors * 3 // 2)
         self._most = max(16, self.workers * _KEPT_PER_WORKER)
+        self._closed = False
+        self._begin()
+        _sandboxes.add(self)
+
+    def _begin(self) -> None:
+        """Without jails: at first, and in a forked process, which must not read from those of its parent."""
         self._records: dict[Key, _Record] = {}
         # One lock; who waits for a jail of a program is not woken by those of others, which may end by the thousand.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._crowded = 0  # threads that wait for room, rather than for a jail of their program
-        self._closed = False
 
     def __enter__(self) -> Sandbox:
         return self
@@ -138,7 +145,8 @@ class Sandbox:
                     raw = jail.run(rows)
                 finally:
                     self._release(key, jail)
-            except JailError:
+            except JailError as error:
+                self._make_room(error)
                 continue
             if raw.out_of_memory or raw.flags & ACKNOWLEDGED:
                 return raw
@@ -202,6 +210,19 @@ class Sandbox:
                 return record.idle.pop(0)
         return None
 
+    def _make_room(self, error: JailError) -> None:
+        """Where the host had none for one more jail, those that nobody uses give theirs back before the next try."""
+        if isinstance(error, NoRoom):
+            with self._changed:
+                idle = [(record, jail) for record in self._records.values() for jail in record.idle]
+                for record, _ in idle:
+                    record.idle.clear()
+                for record, _ in idle:
+                    record.live -= 1
+                    self._tell(record)
+            for _, jail in idle:
+                jail.close()
+
     def _forget(self, record: _Record) -> None:
         with self._changed:
             record.live -= 1
@@ -224,6 +245,15 @@ class Sandbox:
             self._tell(record)
         if not keep:
             jail.close()
+
+
+def _begin_in_child() -> None:
+    for one in _sandboxes:
+        one._begin()
+
+
+_sandboxes: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class _Call:
@@ -256,8 +286,13 @@ class _Call:
             work()
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="sandbox") as executor:
-                for done in [executor.submit(work) for _ in range(threads)]:
-                    done.result()
+                try:
+                    for done in _started(executor, work, threads):
+                        done.result()
+                except BaseException:  # what interrupts the host does not wait for the rest
+                    waiting.clear()
+                    raise
+            work()  # what is left where the host could start none
         return [result for result in results if result is not None]
 
     def keeps_state(self, results: Sequence[Result], isolation: Isolation) -> bool:
@@ -302,6 +337,7 @@ class _Call:
                     self.pool._release(key, jail)
                 verdicts = judge(raw, len(rows), key[1])
             except JailError as error:
+                self.pool._make_room(error)
                 raw, verdicts = None, [Verdict(Status.INFRA_ERROR, message=str(error)[:300])] * len(rows)
             if verdicts[0].status is not Status.INFRA_ERROR:
                 return verdicts, raw, attempt, asking
@@ -318,6 +354,15 @@ class _Call:
             stdout=raw.stdout.decode("utf-8", "replace") if raw else "", tier=self.pool.tier, isolation=isolation,
             attempts=attempts, details=details,
         )  # fmt: skip
+
+
+def _started(executor: ThreadPoolExecutor, work: Callable[[], None], threads: int) -> list[Future[None]]:
+    """As many of `threads` as the host may have."""
+    found: list[Future[None]] = []
+    with suppress(RuntimeError):  # "can't start new thread"
+        while len(found) < threads:
+            found.append(executor.submit(work))
+    return found
 
 
 def _encoded(row: Mapping[str, Any], place: int) -> Row:

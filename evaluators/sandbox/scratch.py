@@ -17,13 +17,15 @@ def wipe(top: str, *, owned: bool) -> bool:
 
     Folders are taken apart by moving what is in them up to the top: recursion would fail at some hundred levels.
     """
-    if owned:
-        os.chmod(top, 0o700)
-        os.utime(top, (0, 0))  # its times would tell the next row of this one
     try:
-        return _emptied(top, time.monotonic() + _SECONDS, unlock if owned else None)
+        if owned:
+            os.chmod(top, 0o700)
+        clean = _emptied(top, time.monotonic() + _SECONDS, unlock if owned else None)
+        if owned:
+            os.utime(top, (0, 0))  # its times would tell the next row of this one, and of what was removed just now
     except OSError:
         return False
+    return clean
 
 
 def remove(top: str) -> None:

@@ -27,6 +27,8 @@ _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* of clone(2)
 _AF_UNIX = 1
 _SOCKET_KINDS = (1, 5)  # streams of bytes or messages; datagrams could be sent to any socket that has a path
 _SOCKET_FLAGS = 0x80800  # non-blocking, close-on-exec
+_SOCKET_OPTIONS = (2, 9, 13, 16, 18, 20, 21)  # addresses, keep-alive, lingering, credentials, low water, timeouts
+_SOCKET_BUFFERS = (7, 8)  # their sizes stay as they are: the kernel counts them as nobody's memory
 _PRCTL = (1, 2, 3, 15, 16, 38, 39)  # parent-death signal, dumpable (get), name, no_new_privs
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1032)  # dup, descriptor and status flags, dup with close-on-exec, size of a pipe
@@ -147,5 +149,9 @@ _CHECKS = {
     "sched_setaffinity": _zeros(0),
     "setpriority": _zeros(0, 1),
     "personality": _one_of((_QUERY_PERSONALITY,)),
+    "setsockopt": [
+        *(op for one in _SOCKET_BUFFERS for op in (_argument(2), _op(_EQUAL, one, 0, 1), _refuse(0))),
+        *_one_of(_SOCKET_OPTIONS, place=2, refusal=errno.ENOPROTOOPT),
+    ],
     "sched_setscheduler": [*_zeros(0)[:-1], *_one_of((_SCHED_IDLE,), place=1)],
 }

@@ -14,7 +14,6 @@ from evaluators.sandbox.pool import Sandbox
 _FILE = "evaluator.py"
 _lock = threading.Lock()
 _pool: list[Sandbox] = []
-_parents: list[Sandbox] = []  # of the process that this one was forked from; not touched
 
 
 def run(source: str, entry: str, rows: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> list[Result]:
@@ -47,13 +46,11 @@ def _close() -> None:
         one.close()
 
 
-def _leave_to_parent() -> None:
-    """A forked process makes a pool of its own: in one that is shared both would read from the same jails."""
-    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
+def _renew_lock() -> None:
+    """In a forked process: another thread of the parent may have held it. The pool begins anew by itself."""
+    global _lock  # noqa: PLW0603
     _lock = threading.Lock()
-    _parents.extend(_pool)
-    _pool.clear()
 
 
 atexit.register(_close)
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_renew_lock)

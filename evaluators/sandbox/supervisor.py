@@ -7,6 +7,7 @@ passes through fixed buffers that are zeroed. It reports raw facts; what they me
 
 from __future__ import annotations
 
+import _socket
 import gc
 import importlib
 import json
@@ -54,12 +55,16 @@ def main() -> None:
     os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # PID 1 is immune to signals from inside only without handlers
     supervisor = _Supervisor(settings)
-    problem = supervisor.load()
+    try:
+        told: dict[str, object] = {"load_error": supervisor.load()}
+    except OSError as error:  # the user may have no further process
+        told = {"failed": str(error), "errno": error.errno}
+    scratch.wipe(supervisor.scratch, owned=supervisor.alone)  # the first row finds what all the others do
     del sys.path[0]
     for name in [name for name in sys.modules if name.partition(".")[0] == "evaluators"]:
         del sys.modules[name]  # a program may bring a package of that name
-    told = json.dumps({"load_error": problem}).encode()
-    os.write(CHANNEL, LENGTH.pack(len(told)) + told)
+    text = json.dumps(told).encode()
+    os.write(CHANNEL, LENGTH.pack(len(text)) + text)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -133,7 +138,7 @@ class _Supervisor:
         fields = ORDER.unpack(order)
         rows, _, wall, total, *_ = fields
         pipes = os.pipe(), os.pipe(), os.pipe()
-        asking = (os.pipe(), os.pipe()) if self.limits["host_calls"] else ()
+        asking = (os.pipe(), _answers()) if self.limits["host_calls"] else ()
         started = time.monotonic()
         try:
             pid = os.fork()
@@ -199,6 +204,13 @@ class _Supervisor:
         """The host went away: so does everything here."""
         self._end_all(pid)
         os._exit(0)
+
+
+def _answers() -> tuple[int, int]:
+    """Both ends, as `os.pipe` has them. No pipe: those of a user who has many hold less than an answer."""
+    writing, reading = _socket.socketpair()
+    writing.shutdown(_socket.SHUT_RD)
+    return reading.detach(), writing.detach()
 
 
 def _children() -> list[int]:

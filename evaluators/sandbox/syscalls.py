@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sched_getparam": (143, 121), "sched_getscheduler": (145, 120), "sched_yield": (24, 124), "select": (23, None),
     "sendfile": (40, 71), "sendmsg": (46, 211), "sendto": (44, 206), "set_robust_list": (273, 99),
     "set_tid_address": (218, 96), "setitimer": (38, 103), "setpgid": (109, 154), "setrlimit": (160, 164),
-    "setsid": (112, 157), "setsockopt": (54, 208), "shutdown": (48, 210), "sigaltstack": (131, 132),
+    "setsid": (112, 157), "shutdown": (48, 210), "sigaltstack": (131, 132),
     "signalfd": (282, None), "signalfd4": (289, 74), "stat": (4, None), "statfs": (137, 43), "statx": (332, 291),
     "symlink": (88, None), "symlinkat": (266, 36), "sysinfo": (99, 179), "tgkill": (234, 131), "time": (201, None),
     "timer_create": (222, 107), "timer_delete": (226, 111), "timer_getoverrun": (225, 109),
@@ -68,7 +68,7 @@ PRETENDED: dict[str, tuple[int, int]] = {
 CHECKED: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "socketpair": (53, 199), "prctl": (157, 167), "ioctl": (16, 29), "fcntl": (72, 25),
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "setpriority": (141, 140), "personality": (135, 92),
-    "sched_setscheduler": (144, 119),
+    "sched_setscheduler": (144, 119), "setsockopt": (54, 208),
 }
 XATTRS = ((188, 199), (5, 16))  # extended attributes, first and last: ENOTSUP, as programs that copy files expect
 CLONE3 = 435  # its flags are behind a pointer, which a filter cannot read: ENOSYS makes libc fall back to clone

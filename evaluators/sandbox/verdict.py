@@ -81,7 +81,7 @@ def ended(raw: Raw, rows: int, limits: Limits) -> Verdict | None:
 
 
 def _signalled(number: int, raw: Raw, rows: int, limits: Limits) -> Verdict:
-    allowed = whole_cpu_seconds(limits) * rows
+    allowed = whole_cpu_seconds(limits, rows)
     used: dict[int, float] = {
         signal.SIGXCPU: allowed / 2,
         signal.SIGKILL: allowed - _CPU_SLACK,

@@ -51,6 +51,49 @@ returning("shared-memory-in-children", """
             for place in range(0, 120 << 20, 4096): held[place] = 1
             time.sleep(60)
     time.sleep(60)""", OOM, TIMEOUT, group=R)  # fmt: skip
+_MAPS = """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    def share(size, flags, handle):
+        place = libc.mmap(None, size, 3, flags, handle, 0)
+        if place == 2 ** 64 - 1: raise OSError(ctypes.get_errno(), 'mmap')
+        libc.memset(place, 1, size)
+        return place"""  # the object lives on as long as a page of it is mapped, whether or not anybody touches that
+returning("shared-memory-that-is-unmapped", _MAPS + """
+    while True: libc.munmap(share(8 << 20, 0x21, -1) + 4096, (8 << 20) - 4096)""", OOM, group=R)  # fmt: skip
+returning("shared-zeros-that-are-unmapped", _MAPS + """
+    zero = os.open('/dev/zero', os.O_RDWR)
+    while True: libc.munmap(share(8 << 20, 1, zero) + 4096, (8 << 20) - 4096)""", OOM, group=R)  # fmt: skip
+_SURVIVORS = """
+    reading, writing = os.pipe()
+    def survive():
+        time.sleep(5)
+        os.write(writing, b'x')
+        os._exit(0)
+    for _ in range({}):
+        if os.fork() == 0:
+            {}
+    os.close(writing)
+    return float(len(b''.join(iter(lambda: os.read(reading, 99), b''))) == {})"""  # 0: the kernel has killed some of them
+returning("shared-memory-that-heirs-do-not-touch", _MAPS + _SURVIVORS.format(10, """share(80 << 20, 0x21, -1)
+            if os.fork() == 0: survive()
+            os._exit(0)""", 10), OOM, OK, group=R)  # fmt: skip
+returning("many-small-processes", _SURVIVORS.format(20, """held = bytearray(b'x') * (20 << 20)
+            survive()""", 20), OOM, OK, group=R)  # fmt: skip
+returning("grows-its-sockets", """
+    one, _ = socket.socketpair()
+    before = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    for option in (socket.SO_SNDBUF, 32): # 32: SO_SNDBUFFORCE
+        try: one.setsockopt(socket.SOL_SOCKET, option, 1 << 30)
+        except OSError: pass
+    return float(one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > before)""", OK, group=R)  # fmt: skip
+attempt("kernel", "filter-on-a-socket", "socket.socketpair()[0].setsockopt(1, 26, bytes(16))")
+returning("prints-on-both-streams", """
+    other = 2 if os.fork() == 0 else 1
+    while True: os.write(other, b'x' * 65536)""", Status.OUTPUT_FLOOD, group=R)  # fmt: skip
 returning("descriptors-in-a-message", """
     here, there = socket.socketpair()
     for number in range(1, 30):  # the result pipe's end among them, and both ends of this pair
@@ -293,6 +336,21 @@ returning("raises-the-limit-of-results", """
         frame = frame.f_back
     return {'score': 1.0, 'reason': 'x' * 500_000}""", RESULT_FLOOD)  # fmt: skip
 
+# answers that come whole, from a process that goes on
+_ANSWERS = """
+    frame = sys._getframe()
+    while frame:
+        one = frame.f_locals.get('self')
+        if hasattr(one, 'nonce'): found = one
+        frame = frame.f_back
+    os.write(found.result, found.nonce + b' 0 ok {"score":1.0}\\n' + found.nonce + b' end\\n')"""
+returning("answers-and-hangs", _ANSWERS + "\n    time.sleep(60)", TIMEOUT)
+returning("answers-and-dies", _ANSWERS + "\n    os.kill(os.getpid(), 9)", CRASH)
+returning("buys-time-with-lines", _ANSWERS + """
+    while True:
+        os.write(found.result, b'\\n')
+        time.sleep(0.05)""", TIMEOUT)  # fmt: skip
+
 # what a forger of results can make the host read
 _FORGER = """
     frame = sys._getframe()
@@ -373,6 +431,7 @@ harmless_three_times(
     "os.mkdir('d', 0o300)\nos.mkdir('d/e', 0o700)\nopen('d/e/x', 'w').close()\nos.mkdir('d/f', 0)",
 )
 state("times-of-the-program", "time.time() - os.stat(__file__).st_atime < 0", "open(__file__).read()")
+state("times-of-scratch", "os.stat('/scratch').st_mtime != 0", "open('kept', 'w').close()")
 state("timer", "signal.getitimer(signal.ITIMER_REAL)[0] > 0", "signal.setitimer(signal.ITIMER_REAL, 500)")
 state(
     "blocked-signals",

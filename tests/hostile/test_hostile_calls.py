@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from evaluators.protocol import Limits, Program, Status
-from evaluators.sandbox import Sandbox, memory, run, run_code, scratch
+from evaluators.sandbox import Sandbox, bubblewrap, machine, memory, run, run_code, scratch, supervisor
 from evaluators.sandbox.cgroup import Cgroup
 from evaluators.sandbox.interpreter import preloads
-from evaluators.sandbox.jail import Jail
+from evaluators.sandbox.jail import BWRAP, OWN, Jail, whole_cpu_seconds
+from evaluators.sandbox.wire import REPLY_BYTES
 from tests.hostile.suite import PATIENT
 
 ZERO = "def f(row): return 0.0\n"
@@ -154,7 +156,7 @@ sys.stdin.read()
 """
 
 
-def test_memory_that_is_shared_counts_for_each_that_holds_it() -> None:
+def test_memory_that_is_shared_counts() -> None:
     holder = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_HOLDS!r}])"
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
@@ -163,6 +165,81 @@ def test_memory_that_is_shared_counts_for_each_that_holds_it() -> None:
         with pytest.raises(memory.TooMuch):
             memory.check(process.pid, 32 << 20)
         process.stdin.close()
+
+
+_HOLDS_AND_FORKS = """
+import os, sys, time
+held = bytearray(b"x") * (96 << 20)
+for _ in range(4):
+    if os.fork() == 0:
+        time.sleep(60)
+print(1, flush=True)
+sys.stdin.read()
+os.killpg(0, 9)
+"""
+_UNMAPS = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+for _ in range(8):
+    place = libc.mmap(None, 64 << 20, 3, 0x21, -1, 0)
+    libc.memset(place, 1, 64 << 20)
+    libc.munmap(place + 4096, (64 << 20) - 4096)
+print(1, flush=True)
+sys.stdin.read()
+"""
+
+
+def _told(source: str) -> subprocess.Popen:
+    """A process below one of its own, as a jail's are below its launcher; it has said that it is ready."""
+    holder = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {source!r}])"
+    command = [sys.executable, "-c", holder]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout
+    assert process.stdout.readline() == b"1\n"
+    return process
+
+
+def test_memory_that_children_were_born_with_counts_once() -> None:
+    with _told(_HOLDS_AND_FORKS) as process:
+        memory.check(process.pid, 192 << 20)
+        with pytest.raises(memory.TooMuch):
+            memory.check(process.pid, 48 << 20)
+        assert process.stdin
+        process.stdin.close()
+
+
+def test_memory_that_is_shared_counts_when_nobody_maps_it_any_more() -> None:
+    before = memory.shared_on_machine()
+    with _told(_UNMAPS) as process:
+        memory.check(process.pid, 128 << 20)  # no process has it
+        with pytest.raises(memory.TooMuch):
+            memory.check(process.pid, 128 << 20, before=before)
+        assert process.stdin
+        process.stdin.close()
+
+
+def test_memory_of_a_guest_counts_mapped_or_not() -> None:
+    guest = os.memfd_create("guest")
+    try:
+        before = memory._files_in_memory(os.getpid())
+        os.truncate(guest, 1 << 40)
+        for place in range(8):
+            os.pwrite(guest, bytes(1 << 20), place << 30)
+        assert memory._files_in_memory(os.getpid()) - before == 8 << 20
+    finally:
+        os.close(guest)
+
+
+def test_an_answer_of_the_judge_fits_whatever_pipes_the_user_has() -> None:
+    reading, writing = supervisor._answers()
+    os.set_blocking(writing, False)
+    assert os.write(writing, bytes(REPLY_BYTES)) == REPLY_BYTES
+    for handle in (reading, writing):
+        os.close(handle)
 
 
 def test_a_childs_end_for_want_of_memory_is_not_blamed_on_a_later_row() -> None:
@@ -176,6 +253,19 @@ def test_a_childs_end_for_want_of_memory_is_not_blamed_on_a_later_row() -> None:
     assert killed.score is not None
     assert killed.score.score > 0
     assert after.status is Status.NO_RESULT
+
+
+@pytest.mark.parametrize("launcher", [OWN, BWRAP])
+def test_every_process_of_a_jail_is_in_its_cgroup(launcher: str) -> None:
+    if launcher == BWRAP and bubblewrap.missing():
+        pytest.skip(bubblewrap.missing())
+    with closing(Jail(Program({"p.py": ZERO.encode()}, "p.py::f"), PATIENT, launcher=launcher)) as jail:
+        if jail.cgroup is None:
+            pytest.skip("no cgroup can be made here")
+        found = memory.descendants(jail.process.pid)
+        assert found
+        for folder in jail.cgroup.folders:
+            assert set(found) <= {int(one) for one in (folder / "cgroup.procs").read_text().split()}
 
 
 def test_words_for_people_hold_no_control_characters() -> None:
@@ -231,6 +321,99 @@ def test_a_forked_host_has_jails_of_its_own() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", _FORKS], capture_output=True, text=True, cwd=root, check=False)
     assert done.stdout == "True 0\n", done.stderr
+
+
+def test_a_forked_host_does_not_wait_for_a_thread_that_it_does_not_have() -> None:
+    with machine._lock:  # as while another thread has the self-check done
+        child = os.fork()
+        if child == 0:
+            os._exit(not machine._lock.acquire(blocking=False))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+_INHERITS = """
+import os, sys
+from evaluators.protocol import Limits, Program
+from evaluators.sandbox import Sandbox
+program = Program({"p.py": b"def f(n):\\n    open('x', 'w').close()\\n    return float(n)"}, "p.py::f")
+def scores(sandbox, first):
+    rows = [{"n": n} for n in range(first, first + 40)]
+    results = sandbox.evaluate(program, rows, limits=Limits(wall_seconds=60.0))
+    return [result.score and result.score.score for result in results] == list(range(first, first + 40))
+with Sandbox(sys.argv[1], workers=2) as sandbox:
+    right = scores(sandbox, 0)
+    child = os.fork()
+    right = scores(sandbox, 1000 * (child == 0)) and right
+    if child == 0:
+        sys.exit(not right)
+    status = os.waitpid(child, 0)[1]
+    print(right and scores(sandbox, 0), status)
+"""
+
+
+@pytest.mark.parametrize("tier", ["standard", "landlock"])
+def test_a_sandbox_that_a_fork_inherits_reads_from_no_jail_of_its_parent(tier: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", _INHERITS, tier]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert (done.stdout, done.stderr) == ("True 0\n", "")
+
+
+_ODD = """
+import os, resource, socket
+socket.setdefaulttimeout(30.0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+told = os.dup(1)
+for handle in (0, 1, 2):
+    os.close(handle)
+from evaluators.protocol import Limits
+from evaluators.sandbox import run
+source = "def f(n): return float(n)  # {}"
+limits = Limits(wall_seconds=60.0, cpu_seconds=100.0)
+results = [run(source.format(n), "f", [{"n": n}], limits)[0] for n in range(20)]
+os.write(told, b" ".join(b"%s/%d" % (one.status.encode(), one.attempts) for one in results))
+"""
+
+
+def test_a_host_without_standard_streams_and_with_few_descriptors_and_little_time_scores() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", _ODD], capture_output=True, text=True, cwd=root, check=False)
+    found = [one.partition("/")[0] for one in done.stdout.split()]
+    assert found == ["ok"] * 20, done.stderr
+
+
+def test_processor_time_is_never_more_than_the_host_may_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(cpu_seconds=1.5)
+    assert (whole_cpu_seconds(limits), whole_cpu_seconds(limits, 10)) == (2, 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 5))
+    assert (whole_cpu_seconds(limits), whole_cpu_seconds(limits, 10)) == (2, 4)
+
+
+def test_an_interrupted_host_scores_the_next_row() -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    source = "import time\ndef f(n):\n    time.sleep(n)\n    return 1.0"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for rows in ([{"n": 30}], [{"n": 30}] * 9):
+            run(source, "f", [{"n": 0}], PATIENT)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Interrupted):
+                run(source, "f", rows, Limits(wall_seconds=0.5, cpu_seconds=10.0))
+            with pytest.raises(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                run(source, "f", [{"n": 30}], PATIENT)
+            (after,) = run(source, "f", [{"n": 0}], PATIENT)
+            assert after.ok
+            assert after.attempts == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_first_process_has_a_group_of_its_own() -> None:

@@ -2,10 +2,10 @@
 
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -135,10 +135,10 @@ class Forged(BuildJail):
     """A jail whose stream says `frames`, and then ends."""
 
     def __init__(self, frames: bytes) -> None:
-        self.socket, far = socket.socketpair()
+        self._host, self._open = os.getpid(), ExitStack()
+        self.socket, far = map(self._open.enter_context, socket.socketpair())
         far.sendall(frames)
         far.close()
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115
         self.usable, self.folder, self.cgroup, self._killed_at_end, self.way = True, None, None, False, "own"
         self._most = BuildLimits(printed_bytes=100)
 

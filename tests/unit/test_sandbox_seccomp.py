@@ -57,6 +57,8 @@ def test_foreign_numbers_kill() -> None:
         ("socketpair", (1, 1), (40, 1), EPERM),
         ("socketpair", (1, 5 | 0x80800), (1, 2), EPERM),  # messages are fine, datagrams could be sent anywhere
         ("socketpair", (1, 1 | 0x80000), (1, 3 | 0x80000), EPERM),  # raw ones are datagrams, too
+        ("setsockopt", (0, 1, 20), (0, 1, 26), 0x5005C),  # a filter of its own: ENOPROTOOPT
+        ("setsockopt", (0, 1, 16), (0, 1, 7), DONE),  # a larger buffer, which nobody would count
         ("prctl", (15,), (22, 2), EPERM),
         ("ioctl", (0, 0x5401), (0, 0x5412), ENOTTY),
         ("fcntl", (0, 2), (0, 6), EPERM),
