@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +60,7 @@ class LocalDisk:
         path.write_bytes(content)
 
     def sync_file(self, path: Path) -> None:
-        with path.open("rb+") as stream:
+        with path.open("rb") as stream:  # a copy may be read-only
             os.fsync(stream.fileno())
 
     def sync_folder(self, path: Path) -> None:
@@ -96,10 +97,17 @@ def is_full(error: BaseException) -> bool:
     return found is not None and int(found[1]) in _FULL
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a small file so that a reader, after a crash too, finds the old content or the new."""
-    temporary = path.with_name(f".{path.name}-writing")
-    LOCAL_DISK.write(temporary, content)
-    LOCAL_DISK.sync_file(temporary)
-    temporary.replace(path)
+def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Replace a small file so that a reader, after a crash too, finds the old content or the new.
+
+    shared: others may do the same at this moment.
+    """
+    temporary = path.with_name(f".{path.name}-writing{f'-{secrets.token_hex(8)}' if shared else ''}")
+    try:
+        LOCAL_DISK.write(temporary, content)
+        LOCAL_DISK.sync_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     LOCAL_DISK.sync_folder(path.parent)

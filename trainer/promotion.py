@@ -32,6 +32,7 @@ def lay_out(checkpoint: Checkpoint, target: Path, *, tokenizer_from: Path | None
     for name in _TOKENIZER_FILES:
         if tokenizer_from is not None and (tokenizer_from / name).is_file() and not (temporary / name).exists():
             shutil.copy2(tokenizer_from / name, temporary / name)
+            LOCAL_DISK.sync_file(temporary / name)
     LOCAL_DISK.sync_folder(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
@@ -60,3 +61,4 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+        LOCAL_DISK.sync_file(Path(target))

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainer.disk import write_whole
 from trainer.jobs import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_EPOCHS,
@@ -134,6 +135,9 @@ class DataSettings(Closed):
         default=False, description="Hold out a share of the rows, where the job has no field for that (dpo)."
     )
     split: str = Field(default="train", description="Split of a hub data set.")
+    subset: str | None = Field(
+        default=None, description="Configuration of a hub data set, where it has several."
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Which column each field is read from: {'prompt': 'question', ...}."
     )
@@ -228,7 +232,9 @@ class TrainSettings(Closed):
     )
     dpo: PreferenceSettings = PreferenceSettings()
     score_rows: int = Field(
-        default=0, ge=0, description="Held-out rows answered before and after training and scored by exact match."
+        default=0,
+        ge=0,
+        description="Held-out rows answered before and after training and scored by exact match; at least sample_rows.",
     )
     sample_rows: int = Field(default=3, ge=0, description="Held-out rows whose answers are shown before and after.")
     sample_max_tokens: int = Field(default=64, ge=1, description="Longest answer, in tokens.")
@@ -291,6 +297,13 @@ class GatewaySettings(Closed):
     api_key_env: str = Field(
         default="FIREWORKS_API_KEY", min_length=1, description="Environment variable with the remote key."
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_a_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", value):
+            raise ValueError(f"{value!r} is no gateway's address; give https://HOST or http://HOST:PORT, without a key")
+        return value
 
 
 class Hyperparameters(Closed):
@@ -389,9 +402,7 @@ class RunSpec(Closed):
         folder.mkdir(parents=True, exist_ok=True)
         document = self.model_dump(mode="json", exclude={"job"}) | {"job": self.job.wire()}
         path = folder / "run.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
         return path
 
     @classmethod

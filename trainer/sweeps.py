@@ -158,7 +158,7 @@ class Queue:
         self.folder, self.start, self.tell, self.clock, self.poll_seconds = folder, start, tell, clock, poll_seconds
         self.sweep = Sweep.load(folder)
         self.jobs: list[_Job] = []
-        self.stopping = False
+        self.stopping = self._unwritten = False
         self._before, self._began, self._saved = self.sweep.seconds, clock(), clock()
 
     def stop(self) -> None:
@@ -199,7 +199,7 @@ class Queue:
     def _fill(self) -> None:
         limit = self.sweep.budget.max_runs
         for member in self.sweep.members:
-            if len(self.jobs) >= self.sweep.jobs:
+            if len(self.jobs) >= self.sweep.jobs or self.stopping:
                 return
             none_left = limit is not None and not member.started and self._started() >= limit
             if member.state is MemberState.QUEUED and not none_left:  # one that has been started may be finished
@@ -207,9 +207,12 @@ class Queue:
 
     def _begin(self, member: Member) -> None:
         run = self._run(member)
-        self.tell(f"\n[{member.number + 1}/{len(self.sweep.members)}] {_words(member)}  ({run})")
+        before = member.started
         member.state, member.started, member.message = MemberState.RUNNING, True, ""
-        self.sweep.save(self.folder)
+        if not self._save():  # none is started of which the queue does not know
+            member.state, member.started = MemberState.QUEUED, before
+            return
+        self.tell(f"\n[{member.number + 1}/{len(self.sweep.members)}] {_words(member)}  ({run})")
         try:
             spec = RunSpec.load(self.folder / QUEUE / str(member.number))
             if not (run / "run.json").exists():
@@ -264,7 +267,7 @@ class Queue:
         sweep.best = best(sweep.members)
         self._tick(save=True)
         states = {member.state for member in sweep.members}
-        if states & set(_TO_DO):
+        if states & set(_TO_DO) or self._unwritten:
             return EXIT_PAUSED
         return EXIT_FAILED if MemberState.FAILED in states else EXIT_DONE
 
@@ -273,7 +276,22 @@ class Queue:
         self.sweep.seconds = self._seconds()
         if save or self.clock() - self._saved > _SAVE_SECONDS:
             self._saved = self.clock()
+            self._save()
+
+    def _save(self) -> bool:
+        """Write the queue; where that cannot be done (a full disk), pause what runs, and start no more."""
+        try:
             self.sweep.save(self.folder)
+        except OSError as error:
+            if not self._unwritten:
+                why = error.strerror or error
+                self.tell(
+                    f"{self.folder / SWEEP} cannot be written ({why}): the sweep is paused; resume it when it can"
+                )
+            self._unwritten = self.stopping = True
+            return False
+        self._unwritten = False
+        return True
 
     def _seconds(self) -> float:
         return self._before + self.clock() - self._began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,3 +160,90 @@ def test_a_folder_knows_where_its_files_are(
     receive(FileStore(tmp_path / "c"), "f", b"x")
     with pytest.raises(GatewayError, match="move them first"):
         FileStore(tmp_path / "c", url)
+
+
+def test_what_is_deleted_elsewhere_is_not_found_here(open_files: Open) -> None:
+    here, there = open_files("here"), open_files("there")
+    receive(here, "f", b"rows")
+    assert there.path(NAME, "f").is_file()
+    while here.take_away(NAME):
+        pass
+    assert not there.path(NAME, "f").exists()
+    assert not here.path(NAME, "f").exists()
+
+
+def test_a_reader_finds_the_old_file_or_the_new_one(open_files: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = open_files("here"), open_files("there")
+    if there._bucket is None:
+        pytest.skip("the folder's files are renamed")
+    receive(here, "f", b"old")
+    bring, late = there._bucket._bring, [b"new"]
+
+    def after_another_came(*arguments: object) -> None:
+        if late:
+            receive(here, "f", late.pop())
+        bring(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(there._bucket, "_bring", after_another_came)
+    assert there.path(NAME, "f").read_bytes() == b"new"
+
+
+def test_bytes_that_the_bucket_names_and_has_not(open_files: Open) -> None:
+    here = open_files("here")
+    if here._bucket is None:
+        pytest.skip("the folder names nothing")
+    receive(here, "f", b"right")
+    bucket = here._bucket._bucket
+    bucket.remove([entry.key for entry in bucket.entries(f"{NAME}/f") if not entry.key.endswith("/=")])
+    with pytest.raises(GatewayError, match=r"DATA_LOSS.*has not its bytes"):
+        open_files("there").path(NAME, "f")
+
+
+def test_two_who_send_the_same_file_do_not_spoil_it(open_files: Open) -> None:
+    here, again, content = open_files("here"), open_files("here"), bytes(range(256))
+    settings = {"size": len(content), "session": "s1"}
+    with here.incoming(NAME, "f", **settings) as first:  # pyright: ignore[reportArgumentType]
+        first.write(content)
+        first.finish()
+        with pytest.raises(GatewayError, match=r"ABORTED.*another request"), again.incoming(
+            NAME, "f", start=10, **settings  # pyright: ignore[reportArgumentType]
+        ):  # fmt: skip
+            pass
+        first.place()
+        with again.incoming(NAME, "f", **settings) as late:  # pyright: ignore[reportArgumentType]
+            late.write(b"other")  # into a file of its own
+    assert open_files("there").path(NAME, "f").read_bytes() == content
+
+
+def test_of_two_who_go_on_with_a_file_one_does(open_files: Open) -> None:
+    here, again = open_files("here"), open_files("here")
+    with here.incoming(NAME, "f", size=8, session="s") as first:
+        first.write(b"1234")
+        with again.incoming(NAME, "f", size=8, session="s", start=2) as second:
+            second.write(b"345678")
+            with pytest.raises(GatewayError, match=r"ABORTED.*sending it too"):
+                first.write(b"xxxx")
+            second.finish()
+            second.place()
+    assert open_files("there").path(NAME, "f").read_bytes() == b"12345678"
+
+
+def test_what_was_left_is_swept_after_a_day_and_what_is_on_its_way_is_not(tmp_path: Path) -> None:
+    files = FileStore(tmp_path / "state")
+    left, linked, old = files.scratch(), files.scratch(), tmp_path / "trained-last-week"
+    work, fresh = tmp_path / "state/tmpabcdefgh", tmp_path / "state/tmp12345678"
+    for folder in (work, fresh):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep/weights").write_bytes(b"w")
+    for path in (left, old):
+        path.write_bytes(b"x")
+    linked.hardlink_to(old)  # as `adopt` has it while it reads the digest
+    for path in (left, old, work / "deep/weights", work / "deep", work, fresh):
+        os.utime(path, (1, 1))
+    (files.scratch().parent / "gone-1").mkdir()
+    FileStore(tmp_path / "state")
+    assert not left.exists()
+    assert linked.exists()
+    assert not work.exists()
+    assert (fresh / "deep/weights").exists()
+    assert [path.name for path in (tmp_path / "state/partial").iterdir()] == [linked.name]

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.postgres_kit import Cluster, binaries
+from trainer.gateway.database import unused
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.group_commit import Turns
 from trainer.gateway.schema import counts, resources
@@ -348,3 +349,21 @@ def test_other_databases_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(GatewayError, match=r"expected postgresql://user:password@host:port/database") as caught:
         Store(tmp_path, url)
     assert "hunter2" not in caught.value.message
+
+
+def test_records_that_take_no_writes_are_said_to_be_so(open_store: Open) -> None:
+    store = open_store()
+    sqlite = store.database.engine.dialect.name == "sqlite"
+    with pytest.raises(GatewayError, match=r"UNAVAILABLE.*can only be read now"), store.transaction() as transaction:
+        transaction.execute(sa.text("PRAGMA query_only=ON" if sqlite else "SET TRANSACTION READ ONLY"))
+        transaction.insert(record("a"))
+
+
+def test_records_in_use_are_not_moved_and_those_that_are_moved_are_not_used(open_store: Open, tmp_path: Path) -> None:
+    store, folder = open_store(), tmp_path / "state"
+    with pytest.raises(GatewayError, match=r"FAILED_PRECONDITION.*in use by another process"), unused(folder):
+        pass
+    store.close()
+    with unused(folder), pytest.raises(GatewayError, match=r"UNAVAILABLE.*being moved"):
+        open_store()
+    open_store()

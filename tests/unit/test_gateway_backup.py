@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests.bucket_kit import has_moto, new_bucket, s3_server
+from tests.gateway_kit import ROOT
 from tests.postgres_kit import Cluster, binaries
 from trainer.gateway import backup, moving
 from trainer.gateway.client import GatewayClient
@@ -99,6 +104,29 @@ def test_records_move_there_and_back(tmp_path: Path, cluster: Cluster) -> None:
     assert not list(folder.glob("moving.*"))
 
 
+def test_what_a_killed_move_has_left_does_not_spoil_the_way_back(tmp_path: Path, cluster: Cluster) -> None:
+    folder = tmp_path / "g"
+    fill(folder)
+    before = content(folder)
+    store = Store(folder)
+    with store.transaction() as transaction:  # in the log beside the file, as long as somebody has it open
+        transaction.delete(f"{PARENT}/models/m1")
+        transaction.insert(Resource(f"{PARENT}/models/m1", "models", PARENT, "m1", {"state": "OLD"}))
+    left = {path.name: path.read_bytes() for path in folder.glob("gateway.db*")}
+    assert left["gateway.db-wal"]
+    with store.transaction() as transaction:
+        transaction.delete(f"{PARENT}/models/m1")
+        transaction.insert(next(one for one in before[1][0] if one.id == "m1"))
+    store.close()
+    moving.move_records(folder, cluster.database())
+    for name, old in left.items():
+        (folder / name).write_bytes(old)
+    there = content(folder)
+    moving.move_records(folder, None)
+    assert content(folder) == there
+    assert [one.body["state"] for one in there[1][0] if one.id == "m1"] == ["READY"]
+
+
 def test_answers_are_the_same_after_a_move(tmp_path: Path, cluster: Cluster) -> None:
     folder = tmp_path / "g"
 
@@ -128,6 +156,49 @@ def test_no_move_while_a_server_runs(tmp_path: Path) -> None:
                 move(tmp_path / "g", "postgresql://nowhere/x")
 
 
+def test_no_move_while_a_command_uses_the_records(tmp_path: Path) -> None:
+    with GatewayClient.in_process(tmp_path / "g"):
+        for move in (moving.move_records, moving.move_files):
+            with pytest.raises(GatewayError, match="in use by another process"):
+                move(tmp_path / "g", "postgresql://nowhere/x")
+
+
+def test_a_restoration_that_is_killed_leaves_nothing_that_can_be_used(tmp_path: Path) -> None:
+    fill(tmp_path / "g")
+    store = Store(tmp_path / "g")
+    backup.backup(store, FileStore(tmp_path / "g"), tmp_path / "g", tmp_path / "b")
+    store.close()
+    dies = (
+        "import os, signal, sys; from pathlib import Path; from trainer.gateway import backup\n"
+        "from trainer.gateway.files import FileStore\n"
+        "FileStore.adopt = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "backup.restore(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", dies, str(tmp_path / "b"), str(tmp_path / "new")]
+    assert subprocess.run(words, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "new/gateway.db").is_file()
+    with pytest.raises(GatewayError, match="is being restored, or that was cut off"):
+        Store(tmp_path / "new")
+    with pytest.raises(GatewayError, match="not empty"):
+        backup.restore(tmp_path / "b", tmp_path / "new")
+    shutil.rmtree(tmp_path / "new")
+    backup.restore(tmp_path / "b", tmp_path / "new")
+    assert content(tmp_path / "new") == content(tmp_path / "g")
+
+
+def test_a_file_that_is_not_what_its_record_says_is_not_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_moto():
+        pytest.skip("moto and s3fs are not installed")
+    fill(tmp_path / "g")
+    FileStore(tmp_path / "g").path(f"{PARENT}/datasets/d1", "f1").write_bytes(b"no")
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(GatewayError, match=r"DATA_LOSS.*d1 says"):
+            moving.move_files(tmp_path / "g", new_bucket())
+    assert not FileStore(tmp_path / "g").in_bucket
+
+
 def test_files_move_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_moto():
         pytest.skip("moto and s3fs are not installed")
@@ -138,12 +209,13 @@ def test_files_move_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         url = new_bucket()
-        assert moving.move_files(folder, url) == 3
+        assert moving.move_files(folder, url) == 4
         assert FileStore(folder).in_bucket
         assert content(folder) == before
         elsewhere = FileStore(tmp_path / "other", url)
         assert elsewhere.path(f"{PARENT}/datasets/d1", "f1").read_bytes() == b"r1"
-        assert moving.move_files(folder, None) == 3
+        assert elsewhere.path(f"{PARENT}/models/m0", "log.txt").is_file()  # of which no record speaks
+        assert moving.move_files(folder, None) == 4
     assert content(folder) == before  # without the bucket
 
 

@@ -202,6 +202,22 @@ async def test_pieces_by_digest_and_whole(holder: Holder, client: httpx.AsyncCli
     assert (await client.put(url, content=b"0123456789")).status_code == 400  # final
 
 
+@pytest.mark.anyio
+async def test_a_file_that_came_whole_and_could_not_be_finished_is_finished(
+    holder: Holder, client: httpx.AsyncClient
+) -> None:
+    content = b"abcdefghij"
+    digest = content_digest(hashlib.sha256(content).hexdigest())
+    with holder.files.incoming(NAME, "f", size=10, digest=digest) as incoming:
+        incoming.write(content)  # and then the records were away
+    url = holder.files.url("PUT", NAME, "f", base_url=BASE, size=10)
+    asked = await client.put(url, headers={"content-digest": digest, "content-range": "bytes */10"})
+    assert (asked.status_code, asked.headers["range"]) == (308, "bytes=0-8")
+    last = await client.put(url, content=b"j", headers={"content-digest": digest, "content-range": "bytes 9-9/10"})
+    assert last.status_code == 200
+    assert holder.files.path(NAME, "f").read_bytes() == content
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -1,17 +1,23 @@
 """Long-running operations: begun, told of, ended, cancelled, and not forgotten by a restart."""
 
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gateway_kit import A, opened, raw, wait_for
+from trainer.gateway import operations
 from trainer.gateway.client import GatewayClient
 from trainer.gateway.contract import load
 from trainer.gateway.errors import GatewayError, precondition
 from trainer.gateway.gateway import Call, Gateway
+from trainer.gateway.holders import COLLECTION, Holder
 from trainer.gateway.operations import Running
+from trainer.gateway.store import Store, Transaction
 
 URL = f"{A}/operations"
 
@@ -87,8 +93,7 @@ def test_work_of_a_process_that_is_gone_is_ended(tmp_path: Path) -> None:
     with opened(tmp_path / "gateway") as (client, gateway):
         name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(60)})["name"]
         with gateway.store.transaction() as transaction:  # as another process, since ended, would have left it
-            transaction.save(transaction.get(name).changed(private={"process": "another"}))
-        gateway.operations._running.pop(name)
+            transaction.save(transaction.get(name).changed(private={"holder": "another"}))
         assert client.get(name)["error"]["code"] == 10
         goes_on.set()
         gateway.operations.close()
@@ -123,3 +128,62 @@ def test_what_a_stopping_gateway_no_longer_begins_is_no_operation_that_runs(tmp_
         with pytest.raises(GatewayError, match="stopping"):
             gateway.operations.start(call(gateway), {}, lambda _: {})
         assert [one["done"] for one in client.list("operations")] == [True]
+
+
+def test_only_who_holds_an_operation_ends_it(tmp_path: Path) -> None:
+    goes_on, model = threading.Event(), "accounts/local/models/m"
+    with opened(tmp_path / "gateway") as (client, gateway):
+        other = Gateway(tmp_path / "gateway")
+        name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": goes_on.wait(60)}, exclusive=model)["name"]
+        assert not other.operations.settled(other.store.get(name)).body["done"]
+        with pytest.raises(GatewayError, match=r"ABORTED.*being worked at"):
+            other.operations.start(call(other), {}, lambda _: {}, exclusive=model)
+        descriptor, gateway.operations._holder._descriptor = gateway.operations._holder._descriptor, None
+        assert descriptor is not None
+        os.close(descriptor)  # as the system does when the process is killed
+        ended = other.operations.settled(other.store.get(name))
+        assert (ended.body["done"], ended.body["error"]["code"]) == (True, 10)
+        goes_on.set()
+        other.close()
+        assert client.get(name)["error"]["code"] == 10
+
+
+def test_an_end_is_written_when_the_records_are_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_WAITS", (0.0, 0.0, 0.0))
+    with opened(tmp_path / "gateway") as (client, gateway):
+        update, left = gateway.operations.update, [GatewayError("UNAVAILABLE", "away")] * 3
+
+        def away(name: str, **changes: Any) -> None:
+            if left:
+                raise left.pop()
+            update(name, **changes)
+
+        monkeypatch.setattr(gateway.operations, "update", away)
+        name = gateway.operations.start(call(gateway), {}, lambda _: {"ok": True})["name"]
+        assert done(client, name)["response"] == {"ok": True}
+
+
+def test_a_holder_that_could_not_be_known_is_so_at_the_next_try_and_dead_ones_are_forgotten(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for lost in ("before", "after"):  # the answer, or all of it
+        dead, holder, real = Holder(store), Holder(store), store.transaction
+        dead.begin()
+        os.close(dead._descriptor or 0)
+
+        @contextmanager
+        def away(lost: str = lost, real: Any = real) -> Iterator[Transaction]:
+            if lost == "before":
+                raise GatewayError("UNAVAILABLE", "away")
+            with real() as transaction:
+                yield transaction
+            raise GatewayError("UNAVAILABLE", "away")
+
+        store.transaction = away  # type: ignore[method-assign]
+        with pytest.raises(GatewayError):
+            holder.begin()
+        store.transaction = real  # type: ignore[method-assign]
+        holder.begin()
+        assert [one.id for one in store.every(COLLECTION)] == [holder.id]
+        assert [path.name for path in (tmp_path / COLLECTION).iterdir()] == [f"{holder.id}.lock"]
+        holder.end()
+    store.close()

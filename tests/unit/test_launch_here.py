@@ -13,8 +13,9 @@ import pytest
 from tests.gateway_kit import ROOT, wait_for
 from trainer.errors import UsageError
 from trainer.launch import here
-from trainer.launch.beat import BEAT_VARIABLE, Silence
+from trainer.launch.beat import BEAT_VARIABLE
 from trainer.launch.supervised import Supervised
+from trainer.silence import Silence
 
 STUBBORN = (
     "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.environ['A']);"
@@ -60,7 +61,7 @@ KILLED = """
 import os, signal, sys, threading
 from pathlib import Path
 from trainer.launch import here
-from trainer.launch.beat import BEAT_VARIABLE, Silence
+from trainer.launch.beat import BEAT_VARIABLE
 from trainer.launch.supervised import Supervised
 here.start(Path(sys.argv[1]), env={"PATH": sys.argv[2]}, log=Path(sys.argv[1], "log"),
            command=(sys.executable, "-c", "import time; time.sleep(60)"))

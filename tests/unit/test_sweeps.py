@@ -88,6 +88,25 @@ def test_members_run_in_order_and_a_failed_one_does_not_stop_the_rest(tmp_path):
     assert done.members[0].differs == ["job.learning_rate=0.3"]
 
 
+@pytest.mark.parametrize("saves", [2, 3, 4])  # then the first member ends, the second begins, or ends
+def test_a_queue_that_cannot_be_written_pauses_and_goes_on_later(tmp_path, monkeypatch, saves):
+    folder, told, save, saved = make(tmp_path / "s", "0.1,0.2,0.3"), [], Sweep.save, []
+
+    def full(sweep, place):
+        saved.append(1)
+        if len(saved) > saves:
+            raise OSError(28, "No space left on device")
+        save(sweep, place)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Sweep, "save", full)
+        assert work(folder, told) == sweeps.EXIT_PAUSED
+    assert sum("No space left on device): the sweep is paused" in line for line in told) == 1
+    assert starts(folder)[2] == 0
+    assert work(folder) == sweeps.EXIT_DONE
+    assert states(folder) == ["done", "done", "done"]
+
+
 def test_a_budget_of_runs_is_shared_and_resuming_with_more_goes_on(tmp_path):
     folder = make(tmp_path / "s", "0.1,0.2,0.3", max_runs=2)
     assert work(folder) == sweeps.EXIT_PAUSED

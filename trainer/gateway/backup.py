@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.disk import LOCAL_DISK, write_whole
 from trainer.gateway import moving
+from trainer.gateway.database import RESTORING, Database, unused
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.files import FileStore, safe_name, sha256
 from trainer.gateway.schema import VERSION, resources
@@ -70,7 +72,10 @@ def backup(store: Store, files: FileStore, folder: Path, target: Path, *, keys: 
         text = json.dumps(manifest, indent=1).encode()
         _write(made / MANIFEST, text)
         _write(made / _MANIFEST_SUM, hashlib.sha256(text).hexdigest().encode())
+        for place, _, _ in os.walk(made):
+            LOCAL_DISK.sync_folder(Path(place))
         made.rename(target)
+        LOCAL_DISK.sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
@@ -95,8 +100,9 @@ def check(source: Path) -> Summary:
 def restore(source: Path, folder: Path, *, url: str | None = None, files_url: str | None = None) -> Summary:
     """Make the gateway of a backup anew in the empty folder `folder`, its records at `url`, its files at `files_url`.
 
-    What there is afterwards has been compared with the manifest. Raises FAILED_PRECONDITION where `folder` or the
-    database has something, or the backup is of another version; DATA_LOSS for a backup that is not whole.
+    What there is afterwards has been compared with the manifest, and until then nobody can use it. Raises
+    FAILED_PRECONDITION where `folder` or the database has something, or the backup is of another version; DATA_LOSS for
+    a backup that is not whole.
     """
     if folder.exists() and any(folder.iterdir()):
         raise GatewayError("FAILED_PRECONDITION", f"{folder} is not empty; restore into a new folder")
@@ -111,14 +117,19 @@ def restore(source: Path, folder: Path, *, url: str | None = None, files_url: st
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        _copy_keys(source / "keys", folder)
-        _restore_records(source, folder, url, manifest)
-        files = FileStore(folder, files_url)
-        for name, entry in manifest["files"].items():
-            if files.adopt(entry["resource"], entry["name"], source / "files" / name, link=False) != entry["sha256"]:
-                raise GatewayError("DATA_LOSS", f"{name} changed while it was restored")
+        with unused(folder):
+            write_whole(folder / RESTORING, b"")
+            _copy_keys(source / "keys", folder)
+            _restore_records(source, folder, url, manifest)
+            files = FileStore(folder, files_url)
+            for name, entry in manifest["files"].items():
+                found = files.adopt(entry["resource"], entry["name"], source / "files" / name, link=False)
+                if found != entry["sha256"]:
+                    raise GatewayError("DATA_LOSS", f"{name} changed while it was restored")
+            (folder / RESTORING).unlink()
+            LOCAL_DISK.sync_folder(folder)
     except BaseException:
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == RESTORING):  # that last
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if not was_there:
             folder.rmdir()
@@ -127,18 +138,18 @@ def restore(source: Path, folder: Path, *, url: str | None = None, files_url: st
 
 
 def _restore_records(source: Path, folder: Path, url: str | None, manifest: dict[str, Any]) -> None:
-    store, extents = Store(folder, url), moving.Extents()
+    database, extents = Database(folder, url=url, alone=True), moving.Extents()
     try:
-        with store.database.writing() as connection:
+        with database.writing() as connection:
             if not moving.empty(connection):
-                raise GatewayError("FAILED_PRECONDITION", f"{store.database.shown} has records already; empty it first")
+                raise GatewayError("FAILED_PRECONDITION", f"{database.shown} has records already; empty it first")
             moving.load(connection, _lines(source))
             for _ in extents.passing(moving.rows(connection)):
                 pass
             if {name: asdict(extent) for name, extent in extents.found().items()} != manifest["tables"]:
                 raise GatewayError("DATA_LOSS", "the restored rows are not those of the backup; nothing was kept")
     finally:
-        store.close()
+        database.close()
 
 
 def _copied(store: Store, files: FileStore, made: Path) -> tuple[dict[str, moving.Extent], dict[str, Any]]:

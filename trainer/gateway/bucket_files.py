@@ -16,6 +16,7 @@ from trainer.gateway.buckets import Bucket
 from trainer.gateway.errors import GatewayError
 
 _IS = "="  # never the beginning of a file's name
+_TRIES = 5
 
 
 class BucketFiles:
@@ -43,10 +44,30 @@ class BucketFiles:
         self._bucket.remove([key for key in self._keys(resource, filename) if key not in kept])
 
     def fetch(self, place: Path, resource: str, filename: str) -> None:
-        """Have the file at `place`, if there is one. Raises DATA_LOSS where the bucket gives other bytes."""
-        stored = self._stored(resource, filename)
-        if stored is None or self._noted(place) == stored:
-            return
+        """Have the file at `place`, if there is one, and no copy of one that is gone.
+
+        Raises DATA_LOSS where the bucket has not what it says.
+        """
+        missing: GatewayError | None = None
+        for _ in range(_TRIES):
+            stored = self._stored(resource, filename)
+            if stored is None:
+                self._forget(place)
+                return
+            if self._noted(place) == stored:
+                return
+            try:
+                self._bring(place, resource, filename, stored)
+                return
+            except GatewayError as error:
+                if error.code != "NOT_FOUND":
+                    raise
+                missing = error  # another has just taken its place, or it is being deleted: `=` says anew
+        raise GatewayError(
+            "DATA_LOSS", f"{resource}/{filename}: {self._bucket.shown} names it, and has not its bytes"
+        ) from missing
+
+    def _bring(self, place: Path, resource: str, filename: str, stored: str) -> None:
         temporary = self._partial / secrets.token_hex(16)
         try:
             self._bucket.get(f"{resource}/{filename}/{stored}", temporary)
@@ -66,10 +87,11 @@ class BucketFiles:
         cut = len(resource) + 1
         return sorted(key[cut : -len(_IS) - 1] for key in keys if key.endswith(f"/{_IS}"))
 
-    def remove(self, resource: str, filename: str | None = None) -> None:
-        """Delete one of the resource's files, or all."""
-        keys = self._keys(resource, filename)
-        self._bucket.remove(sorted(keys, key=lambda key: not key.endswith(f"/{_IS}")))  # first what says that it is
+    def remove(self, resource: str, filename: str | None = None, *, most: int | None = None) -> bool:
+        """Delete one of the resource's files, or all; at `most` so many objects, and True where there are more."""
+        keys = sorted(self._keys(resource, filename), key=lambda key: not key.endswith(f"/{_IS}"))
+        self._bucket.remove(keys[:most])  # first what says that it is
+        return most is not None and len(keys) > most
 
     def _keys(self, resource: str, filename: str | None) -> list[str]:
         entries = self._bucket.entries(f"{resource}/{filename}" if filename else resource)
@@ -87,6 +109,12 @@ class BucketFiles:
             return None
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _forget(self, place: Path) -> None:
+        """Remove the copy of a file that was deleted elsewhere; what was never in the bucket stays."""
+        if self._noted(place) is not None:
+            place.unlink(missing_ok=True)
+            self._note_of(place).unlink(missing_ok=True)
 
     def _note(self, place: Path, stored: str) -> None:
         status = place.stat()

@@ -15,22 +15,27 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import exc as sa_errors
 
+from trainer.disk import LOCAL_DISK, write_whole
 from trainer.gateway import schema
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.group_commit import GroupCommit, busy
 
 STORE_VARIABLE = "TRAINER_GATEWAY_STORE"
 SQLITE_FILE = "gateway.db"
-_MARK = "store.json"
+_MARK, _USERS = "store.json", "users.lock"
+RESTORING = "restoring"  # in a folder that is not whole yet
 _BUSY_SECONDS = 20  # how long a writer waits for others
 _CACHE_KIB = 256  # pages that a connection keeps; SQLite's own 2 MiB, times the connections, come only slowly to a rest
 _LOCK = 0x7472_6169_6E65_7221  # the advisory lock of all writers
+_POOL_SECONDS = 20  # and how long for a connection
+_READ_ONLY = ("readonly database", "read-only transaction", "Read-only file system", "during recovery")
+_BROKEN = ("disk I/O error", "unable to open database file")
 _IDLE_MS = 60_000  # then PostgreSQL ends the transaction of a process that stands still, and others go on
 # What PostgreSQL's text cannot hold, and U+FDD0, which stands before its code where it is stored.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff\ufdd0]")
@@ -41,16 +46,22 @@ class Database:
     """Connections to the records of the state folder `folder`, their tables in the newest version.
 
     url: postgresql://...; None = that of TRAINER_GATEWAY_STORE, else what the folder's mark says, else SQLite.
-    as_marked: where the folder's records are, whatever the environment says. Raises INVALID_ARGUMENT for another kind,
-    FAILED_PRECONDITION where the folder's records are elsewhere or newer.
+    as_marked: where the folder's records are, whatever the environment says. alone: for whoever holds `unused`, and
+    need not keep others from it. Raises INVALID_ARGUMENT for another kind, FAILED_PRECONDITION where the folder's
+    records are elsewhere, or newer, or not whole; UNAVAILABLE while they are moved.
     """
 
-    def __init__(self, folder: Path, *, url: str | None = None, as_marked: bool = False) -> None:
+    def __init__(self, folder: Path, *, url: str | None = None, as_marked: bool = False, alone: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        given = os.environ.get(STORE_VARIABLE) if not as_marked or (folder / _MARK).exists() else None
-        chosen = url or given or _marked(folder)
-        self.engine = _sqlite(folder) if not chosen else _postgresql(chosen)
+        self._used = None if alone else _used(folder)
+        try:
+            given = os.environ.get(STORE_VARIABLE) if not as_marked or (folder / _MARK).exists() else None
+            chosen = url or given or _marked(folder)
+            self.engine = _sqlite(folder) if not chosen else _postgresql(chosen)
+        except BaseException:
+            self._let_go()
+            raise
         self.shown = self.engine.url.render_as_string(hide_password=True)  # without the password
         self._sqlite = self.engine.dialect.name == "sqlite"
         self._reads = self.engine if self._sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -59,7 +70,7 @@ class Database:
         try:
             self._open()
         except BaseException:
-            self.engine.dispose()
+            self.close()
             raise
 
     @contextmanager
@@ -90,6 +101,12 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._used is not None:
+            self._used.close()
+            self._used = None
 
     def _begun(self) -> sa.Connection:
         """A connection on which a writing transaction has begun."""
@@ -129,8 +146,44 @@ class Database:
 
 
 @contextmanager
+def unused(folder: Path) -> Iterator[None]:
+    """Keeps every other process from the folder's records. Raises FAILED_PRECONDITION while one uses them."""
+    _must_be_whole(folder)
+    with (folder / _USERS).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise GatewayError(
+                "FAILED_PRECONDITION", f"the records of {folder} are in use by another process (a server, a run that "
+                "tells this gateway, a command); stop it, or wait for it",
+            ) from error  # fmt: skip
+        yield
+
+
+def _used(folder: Path) -> IO[bytes]:
+    """The mark of a process that uses the folder's records; it ends with the process."""
+    _must_be_whole(folder)
+    lock = (folder / _USERS).open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise GatewayError("UNAVAILABLE", f"the records of {folder} are being moved; ask again") from error
+    return lock
+
+
+def _must_be_whole(folder: Path) -> None:
+    if (folder / RESTORING).exists():
+        raise GatewayError(
+            "FAILED_PRECONDITION", f"{folder} is being restored, or that was cut off, and is not whole; empty it (and "
+            "the database, where it is a PostgreSQL), then restore again",
+        )  # fmt: skip
+
+
+@contextmanager
 def translated() -> Iterator[None]:
-    """Gives the database's failures their names: busy or gone is UNAVAILABLE, a full disk RESOURCE_EXHAUSTED."""
+    """Gives the database's failures their names: busy, gone or read-only is UNAVAILABLE, a full disk
+    RESOURCE_EXHAUSTED."""
     try:
         yield
     except sa_errors.DBAPIError as error:
@@ -141,11 +194,26 @@ def translated() -> Iterator[None]:
             raise GatewayError(
                 "RESOURCE_EXHAUSTED", "the disk of the gateway's records is full; free space on it, then ask again"
             ) from error
+        if any(sign in text for sign in _READ_ONLY):
+            raise GatewayError(
+                "UNAVAILABLE", "the gateway's records can only be read now: their disk, or database, takes no writes; "
+                "see to that, then ask again", reason="STORE_READ_ONLY",
+            ) from error  # fmt: skip
+        if any(sign in text for sign in _BROKEN):
+            raise GatewayError(
+                "UNAVAILABLE", f"the disk of the gateway's records does not work ({text}); see to that, then ask again",
+                reason="STORE_BROKEN",
+            ) from error  # fmt: skip
         if error.connection_invalidated or (isinstance(error, sa_errors.OperationalError) and "connection" in text):
             raise GatewayError(
                 "UNAVAILABLE", "the database of the gateway's records went away; ask again", reason="STORE_GONE"
             ) from error
         raise
+    except sa_errors.TimeoutError as error:  # every connection is in use
+        raise GatewayError(
+            "UNAVAILABLE", f"no connection to the gateway's records was free for {_POOL_SECONDS} s; ask again",
+            reason="STORE_BUSY",
+        ) from error  # fmt: skip
 
 
 def encode_json(value: Any) -> str:
@@ -177,7 +245,8 @@ def _newest(connection: sa.Connection, shown: str) -> None:
 def _sqlite(folder: Path) -> sa.Engine:
     engine = sa.create_engine(
         f"sqlite:///{folder / SQLITE_FILE}", connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
-        pool_size=10, max_overflow=60, json_serializer=encode_json, json_deserializer=decode_json,
+        pool_size=10, max_overflow=60, pool_timeout=_POOL_SECONDS,
+        json_serializer=encode_json, json_deserializer=decode_json,
     )  # fmt: skip
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
@@ -203,13 +272,13 @@ def _postgresql(text: str) -> sa.Engine:
     if url is None or url.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
         raise GatewayError(
             "INVALID_ARGUMENT", "the gateway's store: expected postgresql://user:password@host:port/database "
-            f"(option --store, or {STORE_VARIABLE}); leave it out for SQLite in the state folder",
+            f"({STORE_VARIABLE}); leave it out for SQLite in the state folder",
         )  # fmt: skip
     options = f"-c lock_timeout={_BUSY_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_MS}"
     try:
         return sa.create_engine(
             url.set(drivername="postgresql+psycopg"), connect_args={"options": options, "connect_timeout": 10},
-            pool_size=10, max_overflow=30, pool_pre_ping=True,
+            pool_size=10, max_overflow=30, pool_timeout=_POOL_SECONDS, pool_pre_ping=True,
             json_serializer=encode_json, json_deserializer=decode_json,
         )  # fmt: skip
     except ImportError as error:
@@ -235,14 +304,25 @@ def _marked(folder: Path) -> str | None:
 def mark(folder: Path, url: sa.URL) -> None:
     """Note where the folder's records are, without the password, so that nobody takes an empty SQLite for them."""
     content = {"url": url.set(password=None).render_as_string(), "password": url.password is not None}
-    temporary = folder / f"{_MARK}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    temporary.replace(folder / _MARK)
+    write_whole(folder / _MARK, json.dumps(content).encode() + b"\n", shared=True)
 
 
 def unmark(folder: Path) -> None:
     """The folder's records are in SQLite from now on."""
     (folder / _MARK).unlink(missing_ok=True)
+    LOCAL_DISK.sync_folder(folder)
+
+
+def set_aside(folder: Path) -> None:
+    """Give the folder's SQLite files other names: what SQLite finds beside a file it takes for that file's own."""
+    ends = ("-wal", "-shm", "")  # the file itself last, so that it is never without what belongs to it
+    for end in ends:
+        (folder / f"moved.{SQLITE_FILE}{end}").unlink(missing_ok=True)
+    for end in ends:
+        path = folder / f"{SQLITE_FILE}{end}"
+        if path.exists():
+            path.rename(folder / f"moved.{path.name}")
+    LOCAL_DISK.sync_folder(folder)
 
 
 def _must_not_have_records(folder: Path, shown: str) -> None:

@@ -199,7 +199,7 @@ def begin(gateway: Gateway, evaluator: Resource, *, version: str = "") -> Resour
         found = transaction.get(evaluator.name)
         body = {"state": "BUILDING", "status": _status("OK", "waits for its build")}
         found = transaction.save(found.changed(body, {"version": version or None, "python": None}))
-    gateway.builds.submit(found.name)
+        transaction.afterwards.append(lambda: gateway.builds.submit(evaluator.name))
     return found
 
 
@@ -207,26 +207,20 @@ def settle(gateway: Gateway, name: str, outcome: Outcome, *, version: str = "") 
     """Record how the build of a revision went, unless the evaluator is gone or has a newer one."""
     if outcome.state not in STATES:
         raise ValueError(f"state: got {outcome.state!r}; expected one of {', '.join(sorted(STATES))}")
-    found = gateway.store.find(name)
-    if found is None or found.private.get("version", "") != version:
-        return
+    code = outcome.code if outcome.state == "BUILD_FAILED" else "OK"
+    body = {"state": outcome.state, "status": _status(code, outcome.message)}
     with gateway.files.incoming(name, BUILD_LOG, size=None) as incoming:
         incoming.write(outcome.log or f"{outcome.message}\n".encode())
         incoming.finish()
-        incoming.place()
-    code = outcome.code if outcome.state == "BUILD_FAILED" else "OK"
-    body = {"state": outcome.state, "status": _status(code, outcome.message)}
-    with gateway.store.transaction() as transaction:
-        found = transaction.find(name)
-        if found is None:
-            gateway.files.remove(name)
-            return
-        if found.private.get("version", "") != version:
-            return
-        transaction.save(found.changed(body, {"python": outcome.python}))
-        revision = transaction.find(f"{name}/versions/{version}")
-        if revision is not None:
-            transaction.save(revision.changed({"snapshot": {**revision.body["snapshot"], **body}}))
+        with gateway.store.transaction() as transaction:
+            found = transaction.find(name)
+            if found is None or found.private.get("version", "") != version:
+                return
+            incoming.place()
+            transaction.save(found.changed(body, {"python": outcome.python}))
+            revision = transaction.find(f"{name}/versions/{version}")
+            if revision is not None:
+                transaction.save(revision.changed({"snapshot": {**revision.body["snapshot"], **body}}))
 
 
 @contextmanager

@@ -192,6 +192,7 @@ def _append(path: Path, added: bytes, *, known: int, cut_from: int | None) -> in
     """Make the file its first `known` bytes (less the metrics from step `cut_from` on) and `added`; its new size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if path.exists() else "w+b") as stream:
+        known = min(known, os.fstat(stream.fileno()).st_size)  # one that was cut, and told so to no record
         if cut_from is not None:
             lines = stream.read(known).splitlines(keepends=True)
             known = sum(len(line) for line in lines if json.loads(line)["step"] < cut_from)

@@ -10,6 +10,7 @@ With TRAINER_GATEWAY_FILES=s3://... or az://... files are in a bucket, and the f
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import json
@@ -17,14 +18,16 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
+from trainer.disk import LOCAL_DISK, write_whole
 from trainer.gateway.errors import GatewayError, invalid, not_found
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]{0,127}")
 _PARTS = 4  # depth of a file's name below its resource
 _RESOURCE_PARTS = 8
 _MARK = "files.json"
+_GONE = "gone-"  # folders whose resource is deleted
+_MOST_REMOVED = 100  # objects of a bucket at a time
+_WORK_FOLDERS = "tmp????????"  # of imports and conversions, beside the files (`tempfile`)
+_SWEEP_SECONDS = 3600.0
 
 
 class Incoming:
@@ -55,20 +62,25 @@ class Incoming:
         self.size = stream.tell()
 
     @property
+    def path(self) -> Path:
+        """Where the bytes are until they take their place."""
+        return self._partial
+
+    @property
     def sha256(self) -> str:
         """Of the bytes so far, in hex."""
         return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
         """Add `chunk`. Raises INVALID_ARGUMENT when that is more than was declared, ABORTED for a second writer."""
-        if self._pieces and os.fstat(self._stream.fileno()).st_size != self.size:
-            raise GatewayError("ABORTED", f"{self._filename}: another request is sending it too")
-        self.size += len(chunk)
-        if self._expected is not None and self.size > self._expected:
+        if self._expected is not None and self.size + len(chunk) > self._expected:
             raise self._wrong_size("more than that came")
+        with _turn(self._stream, self._filename) if self._pieces else nullcontext():
+            self._must_be_alone()
+            self._stream.write(chunk)
+            self._stream.flush()
+        self.size += len(chunk)
         self._digest.update(chunk)
-        self._stream.write(chunk)
-        self._stream.flush()
 
     def finish(self) -> None:
         """Check size and digest and make the bytes durable. Raises DATA_LOSS for bytes that are not the sender's."""
@@ -80,12 +92,20 @@ class Incoming:
                 "DATA_LOSS", f"{self._filename}: what came has {content_digest(self.sha256)}, not {self._wanted}; "
                 "send it again from its beginning", http_status=400,
             )  # fmt: skip
+        if self._pieces:
+            fcntl.flock(self._stream, fcntl.LOCK_EX)  # until it is closed: nobody cuts what is about to be the file
+            self._must_be_alone()
+            _must_be_at(self._stream, self._partial, self._filename)
         os.fsync(self._stream.fileno())
         self._keep.durable(self._partial, self.sha256)
 
     def place(self) -> None:
         """Put the finished file where it belongs, in place of one of that name."""
         self._keep.place(self._partial, self.sha256)
+
+    def _must_be_alone(self) -> None:
+        if self._pieces and os.fstat(self._stream.fileno()).st_size != self.size:
+            raise GatewayError("ABORTED", f"{self._filename}: another request is sending it too")
 
     def _wrong_size(self, what: str) -> GatewayError:
         return invalid(
@@ -125,7 +145,7 @@ class FileStore:
         self._partial.mkdir(parents=True, exist_ok=True)
         given = None if as_marked else os.environ.get(FILES_VARIABLE)
         self._bucket = self._opened(folder, url or given or None)
-        self._sweep()
+        self.sweep()
         self._key = _signing_key(folder)
 
     @property
@@ -211,13 +231,12 @@ class FileStore:
         what came before `start` is gone on from, and what has come when the block ends early is kept. session: the same
         for a sender who does not know the digest. Raises ABORTED where less than `start` bytes are kept.
         """
+        if time.monotonic() - self._swept > _SWEEP_SECONDS:
+            self.sweep()
         keep, pieces = self._keep(resource, filename), digest or session
         partial = self._partial_of(resource, filename, pieces) if pieces else self._partial / secrets.token_hex(16)
         try:
-            with partial.open("r+b" if partial.exists() else "w+b") as stream:
-                if os.fstat(stream.fileno()).st_size < start:
-                    raise GatewayError("ABORTED", f"{filename}: less than {start} bytes have come so far; ask how many")
-                stream.truncate(start)
+            with _begun(partial, filename, start) as stream:
                 yield Incoming(stream, filename, size, partial=partial, keep=keep, digest=digest, pieces=bool(pieces))
         finally:
             if not pieces:
@@ -232,13 +251,14 @@ class FileStore:
         name = hashlib.sha256(f"{resource}\0{filename}\0{digest}".encode("utf-8", "replace")).hexdigest()
         return self._partial / f"part-{name}"
 
-    def _sweep(self) -> None:
-        """Remove what unfinished uploads, and processes that were killed, have left."""
+    def sweep(self) -> None:
+        """Remove what was taken away, and what unfinished uploads, and processes that were killed, have left."""
         oldest = time.time() - _KEPT_SECONDS  # the file system's clock, whatever `clock` is
-        for path in self._partial.iterdir():
+        self._swept = time.monotonic()
+        for path in [*self._partial.iterdir(), *self._partial.parent.glob(_WORK_FOLDERS)]:
             try:
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+                if _touched(path) < oldest or path.name.startswith(_GONE):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             except FileNotFoundError:  # finished, or swept by another process
                 continue
 
@@ -249,8 +269,8 @@ class FileStore:
         try:
             if not (link and _linked(source, partial)):
                 shutil.copyfile(source, partial)
-                with partial.open("rb") as stream:
-                    os.fsync(stream.fileno())
+            with partial.open("rb") as stream:  # whoever wrote it need not have
+                os.fsync(stream.fileno())
             digest = sha256(partial)
             keep.durable(partial, digest)
             keep.place(partial, digest)
@@ -258,15 +278,24 @@ class FileStore:
             partial.unlink(missing_ok=True)
         return digest
 
-    def remove(self, resource: str, *, keep: Collection[str] = ()) -> None:
-        """Delete the resource's files, but for those of `keep`."""
-        if keep:
-            for name in set(self.names(resource)) - set(keep):
-                self.discard(resource, name)
-            return
+    def remove(self, resource: str) -> None:
+        """Delete the resource's files."""
         if self._bucket is not None:
             self._bucket.remove(safe_name(resource, levels=_RESOURCE_PARTS))
-        shutil.rmtree(self._place_of(resource), ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._place_of(resource))
+
+    def take_away(self, resource: str) -> bool:
+        """Take files of the resource, all that is done at once, out of sight; True where more is left. `sweep` follows.
+
+        Quick, so that it may be done while other writers wait.
+        """
+        place, name = self._place_of(resource), safe_name(resource, levels=_RESOURCE_PARTS)
+        if self._bucket is not None and self._bucket.remove(name, most=_MOST_REMOVED):
+            return True
+        with suppress(FileNotFoundError):
+            place.rename(self._partial / f"{_GONE}{secrets.token_hex(16)}")
+        return False
 
     def discard(self, resource: str, filename: str) -> None:
         """Delete one file of the resource, if it is there."""
@@ -325,9 +354,7 @@ class FileStore:
 
 def mark(folder: Path, url: str) -> None:
     """Note that the folder's files are in the bucket at `url`, so that nobody takes the copies for them."""
-    temporary = folder / f"{_MARK}.{secrets.token_hex(8)}"
-    temporary.write_text(json.dumps({"url": url}) + "\n", encoding="utf-8")
-    temporary.replace(folder / _MARK)
+    write_whole(folder / _MARK, json.dumps({"url": url}).encode() + b"\n", shared=True)
 
 
 def unmark(folder: Path) -> None:
@@ -356,9 +383,48 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _turn(stream: IO[bytes], filename: str) -> Iterator[None]:
+    """Keeps other requests from the same unfinished file. Raises ABORTED while one of them finishes it."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise GatewayError("ABORTED", f"{filename}: another request is sending it too") from error
+    try:
+        yield
+    finally:
+        fcntl.flock(stream, fcntl.LOCK_UN)
+
+
+def _must_be_at(stream: IO[bytes], partial: Path, filename: str) -> None:
+    """Raises ABORTED where the open file is no longer the unfinished one."""
+    if not partial.exists() or not os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
+        raise GatewayError("ABORTED", f"{filename}: another request has just finished it; ask again")
+
+
+@contextmanager
+def _begun(partial: Path, filename: str, start: int) -> Iterator[IO[bytes]]:
+    """The unfinished file `partial`, cut to its first `start` bytes."""
+    with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as stream:
+        with _turn(stream, filename):
+            _must_be_at(stream, partial, filename)
+            if os.fstat(stream.fileno()).st_size < start:
+                raise GatewayError("ABORTED", f"{filename}: less than {start} bytes have come so far; ask how many")
+            stream.truncate(start)
+        yield stream
+
+
 def content_digest(sha256_hex: str) -> str:
     """A sha256 as the header `Content-Digest` has it (RFC 9530)."""
     return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256_hex)).decode()}:"
+
+
+def _touched(path: Path) -> float:
+    """When the file, or the newest in the folder, was last written, or linked to, in seconds since 1970."""
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode):
+        return max([found.st_mtime, *(_touched(one) for one in path.iterdir())])
+    return max(found.st_mtime, found.st_ctime if found.st_nlink > 1 else 0.0)
 
 
 def _linked(source: Path, target: Path) -> bool:
@@ -370,13 +436,11 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _place(partial: Path, target: Path) -> None:
+    new = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    for folder in (target.parent, *(folder.parent for folder in new)):
+        LOCAL_DISK.sync_folder(folder)
 
 
 def _signing_key(folder: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Who holds jobs: each scheduler has a record whose count goes up while it lives, and whoever waits for it looks there.
+"""Who holds work (jobs, operations): each has a record whose count goes up while it lives, and who waits looks there.
 
 No clock is compared between processes, so a wrong one does no harm: a holder is gone when it has said so, when the
 system has let go of its lock (the process is dead), or when its count has not moved for `MISSED` beats by the looks of
@@ -16,9 +16,8 @@ import uuid
 from pathlib import Path
 
 from trainer.gateway.errors import GatewayError
-from trainer.gateway.gateway import Gateway
-from trainer.gateway.store import Resource
-from trainer.launch.beat import Silence
+from trainer.gateway.store import Resource, Store
+from trainer.silence import Silence
 
 COLLECTION = "schedulers"  # not one of the API's
 BEAT_SECONDS = 5.0
@@ -32,18 +31,18 @@ def machine() -> str:
 
 
 class Holder:
-    """This scheduler among the holders. `begin` before it takes anything up, `end` when it lets go of everything."""
+    """One among the holders. `begin` before it takes anything up, `end` when it lets go of everything."""
 
-    def __init__(self, gateway: Gateway, *, beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, store: Store, *, beat_seconds: float = BEAT_SECONDS) -> None:
         self.id, self.machine = uuid.uuid4().hex, machine()
-        self._gateway, self._seconds = gateway, beat_seconds
-        self._name, self._lock = f"{COLLECTION}/{self.id}", gateway.folder / COLLECTION / f"{self.id}.lock"
+        self._store, self._seconds = store, beat_seconds
+        self._name, self._lock = f"{COLLECTION}/{self.id}", store.folder / COLLECTION / f"{self.id}.lock"
         self._descriptor: int | None = None
         self._beaten = 0.0
         self._silences: dict[str, Silence] = {}
 
     def begin(self) -> None:
-        """Be known, once."""
+        """Be known, once; and forget those whose processes have ended here."""
         if self._descriptor is not None:
             return
         self._lock.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +50,16 @@ class Holder:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         private = {"lock": str(self._lock), "machine": self.machine}
         record = Resource(name=self._name, collection=COLLECTION, parent="", id=self.id, body={}, private=private)
-        with self._gateway.store.transaction() as transaction:
-            transaction.insert(record)
+        try:
+            with self._store.transaction() as transaction:
+                if transaction.find(self._name) is None:  # else the answer to an earlier try was lost
+                    transaction.insert(record)
+                for other in transaction.every(COLLECTION):
+                    if other.name != self._name and self._dead(other):
+                        transaction.delete(other.name)
+        except BaseException:
+            self._release()
+            raise
         self._beaten = time.monotonic()
 
     def beat(self, *, now: bool = False) -> None:
@@ -60,7 +67,7 @@ class Holder:
         if self._descriptor is None or not (now or time.monotonic() - self._beaten >= self._seconds):
             return
         self._beaten = time.monotonic()
-        with self._gateway.store.transaction() as transaction:
+        with self._store.transaction() as transaction:
             record = transaction.find(self._name)
             if record is not None:
                 transaction.save(record)  # its revision is the count
@@ -79,14 +86,14 @@ class Holder:
         """True when `owner` holds nothing any more."""
         if owner == self.id:
             return False
-        record = self._gateway.store.find(f"{COLLECTION}/{owner}")
+        record = self._store.find(f"{COLLECTION}/{owner}")
         if record is None:
             return True
         silent = self._silences.setdefault(record.id, Silence(self._seconds / 2))
         if not self._dead(record) and silent.after(record.revision) < MISSED * self._seconds:
             return False
         self._forget(record.name)
-        del self._silences[record.id]
+        self._silences.pop(record.id, None)
         return True
 
     def _dead(self, record: Resource) -> bool:
@@ -107,7 +114,7 @@ class Holder:
         return True
 
     def _forget(self, name: str) -> None:
-        with self._gateway.store.transaction() as transaction:
+        with self._store.transaction() as transaction:
             transaction.delete(name)
 
     def _release(self) -> None:

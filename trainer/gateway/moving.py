@@ -2,7 +2,7 @@
 
 Nothing is given up before all of it is at its new place and has been compared there, by row counts and digests; then
 one small file, the folder's mark, says where things are. A move that was cut off is begun again with an emptied target.
-No server may run meanwhile; what was left is kept under another name.
+No other process may use them meanwhile; what was left is kept under another name.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from trainer.gateway.errors import GatewayError
 from trainer.gateway.schema import counts, metadata, resources
 
 _BATCH = 1000
+_BESIDE = ("models", "evaluators")  # which have files that no record names
 # Those of other modules are on `metadata` because `tables` has been imported; `counts` is made by triggers.
 TABLES = tuple(table for table in metadata.sorted_tables if table is not counts)
 assert set(tables.TABLES) <= set(TABLES)
@@ -102,12 +103,14 @@ class Extents:
 def move_records(folder: Path, url: str | None) -> dict[str, Extent]:
     """Move the records of `folder` to PostgreSQL at `url`, or to SQLite (None); returns what was moved.
 
-    Raises FAILED_PRECONDITION while a server runs, where the target has records, or they are there already.
+    Raises FAILED_PRECONDITION while they are in use, where the target has records, or they are there already.
     """
     aside = folder / f"moving.{secrets.token_hex(4)}"
-    with not_served(folder), _closing(Database(folder, as_marked=True)) as source:
+    with not_served(folder), _closing(Database(folder, as_marked=True, alone=True)) as source:
         for left in folder.glob("moving.*"):  # by a move that was killed
             shutil.rmtree(left)
+        for left in folder.glob(".*-writing-*"):
+            left.unlink()
         if (url is None) == (source.engine.dialect.name == "sqlite"):
             raise GatewayError("FAILED_PRECONDITION", f"the records of {folder} are in {source.shown} already")
         try:
@@ -116,63 +119,69 @@ def move_records(folder: Path, url: str | None) -> dict[str, Extent]:
                 if url is not None:
                     database.mark(folder, target.engine.url)
             if url is None:  # closing has brought all of it into the one file
-                (aside / database.SQLITE_FILE).replace(folder / database.SQLITE_FILE)
+                database.set_aside(folder)  # what a move that was killed has left
+                (aside / database.SQLITE_FILE).rename(folder / database.SQLITE_FILE)
                 database.unmark(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    if url is not None:
-        for path in folder.glob(f"{database.SQLITE_FILE}*"):
-            path.rename(path.with_name(f"moved.{path.name}"))
+        source.close()
+        if url is not None:
+            database.set_aside(folder)
     return moved
 
 
 def move_files(folder: Path, url: str | None) -> int:
     """Move the files of `folder` to the bucket at `url`, or out of it (None); returns how many. Copies stay here.
 
-    Raises FAILED_PRECONDITION while a server runs, or where they are there already.
+    Raises FAILED_PRECONDITION while they are in use, or where they are there already; DATA_LOSS for a file that is not
+    what its record says.
     """
-    with not_served(folder), _closing(Database(folder, as_marked=True)) as records:
+    with not_served(folder), _closing(Database(folder, as_marked=True, alone=True)) as records:
         held = files.FileStore(folder, as_marked=True)
         if (url is None) == (not held.in_bucket):
             raise GatewayError("FAILED_PRECONDITION", f"the files of {folder} are there already")
-        listed = list(declared_files(records))
+        listed = list(kept_files(records, held))
         if url is None:
-            for resource, filename in listed:
+            for resource, filename, _ in listed:
                 held.path(resource, filename)
             files.unmark(folder)
             return len(listed)
         bucket = BucketFiles(own(url), notes=folder / "cached", partial=folder / "partial")
         moved = 0
-        for resource, filename in listed:
+        for resource, filename, said in listed:
             place = held.path(resource, filename)
-            if not place.is_file():  # declared, and not sent yet
-                continue
-            digest, moved = files.sha256(place), moved + 1
+            digest, moved = files.sha256(place) if place.is_file() else "nothing", moved + 1
+            if digest != (said or digest):
+                raise GatewayError("DATA_LOSS", f"{place} is {digest}, and {resource} says {said}; nothing was moved")
             bucket.put(place, resource, filename, digest)
             bucket.name(place, resource, filename, digest)
         files.mark(folder, url)
         return moved
 
 
-def declared_files(records: Database) -> Iterator[tuple[str, str]]:
-    """(resource, file name) of every file that a record speaks of; a job's growing log stays in the folder."""
+def kept_files(records: Database, held: files.FileStore) -> Iterator[tuple[str, str, str]]:
+    """(resource, file name, sha256 where its record has it) of every file; a job's growing logs stay in the folder."""
     with records.reading() as connection:
-        query = sa.select(resources.c.name, resources.c.private).order_by(resources.c.name)
-        found = [(name, sorted(private.get("files") or {})) for name, private in connection.execute(query)]
-    for resource, names in found:
-        for filename in names:
-            yield resource, filename
+        columns = (resources.c.name, resources.c.collection, resources.c.private)
+        found = connection.execute(sa.select(*columns).order_by(resources.c.name)).all()
+    for resource, collection, private in found:
+        said = {name: entry["sha256"] for name, entry in (private.get("files") or {}).items()}
+        said |= {note["file"]: note["sha256"] for note in (private.get("inputs") or {}).values()}
+        beside = held.names(resource) if collection in _BESIDE else []  # converted weights, the log of a build
+        for filename in sorted({*said, *beside}):
+            yield resource, filename, said.get(filename, "")
 
 
 @contextmanager
 def not_served(folder: Path) -> Iterator[None]:
-    """Keeps servers off `folder`. Raises FAILED_PRECONDITION while there is one."""
+    """Keeps servers, and all others, off `folder`. Raises FAILED_PRECONDITION while there is one."""
     with (folder / "server.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise GatewayError("FAILED_PRECONDITION", f"{folder} is being served; stop that server first") from error
-        yield
+        with database.unused(folder):
+            yield
 
 
 def _copied(source: Database, target: Database) -> dict[str, Extent]:

@@ -1,15 +1,14 @@
 """Long-running operations (AIP-151): work that outlasts its request, and the record that tells how it goes.
 
 An operation is a record like any other, `accounts/{a}/operations/{id}`, so it survives a restart; its work does not.
-Work that ended with its process is found so by the process's number, and the operation then ends in ABORTED; so does
-one whose outcome could not be written.
+Each process that works is a holder (`holders`), so that another, on whatever machine, sees when it is gone: the
+operation then ends in ABORTED. So does one whose outcome could not be written, which is tried for a while.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from trainer.gateway.errors import CODES, GatewayError, precondition
+from trainer.gateway.holders import BEAT_SECONDS, Holder
 from trainer.gateway.store import Resource, Store, body_value
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 COLLECTION = "operations"
 _WORKERS = 4
-_PROCESS = secrets.token_hex(8)  # of this process: numbers are used again, and in a container are always the same
-_AT_WORK: set[str] = set()  # the operations that this process works at
+_WAITS = (0.2, 1.0, 5.0, 15.0, 30.0)  # seconds between the tries to write how one ended
 _log = logging.getLogger("trainer.gateway")
 
 
@@ -50,11 +49,13 @@ class Operations:
     """The operations of one store, and this process's threads that work at them."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._holder = store, Holder(store)
         self._pool: ThreadPoolExecutor | None = None
-        self._running: dict[str, Running] = {}
+        self._beats: threading.Thread | None = None
+        self._running: dict[str, Running] = {}  # what is worked at here, or will be
         self._guard = threading.Lock()
-        self._closed = False
+        self._signs = threading.Lock()  # never waited for within a transaction
+        self._closed = threading.Event()
 
     def start(self, call: Call, metadata: Mapping[str, Any], work: Work, *, exclusive: str = "") -> dict[str, Any]:
         """Begin `work` and return its operation, as the wire has it.
@@ -64,12 +65,17 @@ class Operations:
         Raises ABORTED when another operation is at `exclusive`.
         """
         running = Running(self, f"{call.parent()}/{COLLECTION}/{secrets.token_hex(8)}")
-        _AT_WORK.add(running.name)
+        with self._signs:
+            self._holder.begin()
+            self._holder.beat(now=not self._running)
+        with self._guard:
+            self._running[running.name] = running
         try:
             made = self._insert(call, running.name, metadata, exclusive)
             self._begin(running, work)
         except BaseException:
-            _AT_WORK.discard(running.name)
+            with self._guard:
+                self._running.pop(running.name, None)
             raise
         return shown(made)
 
@@ -82,15 +88,17 @@ class Operations:
             return transaction.insert(Resource(
                 name=name, collection=COLLECTION, parent=call.parent(), id=name.rsplit("/", 1)[-1],
                 body={"metadata": dict(metadata), "done": False},
-                private={"pid": os.getpid(), "process": _PROCESS, "exclusive": exclusive, "owner": call.principal.user},
+                private={"holder": self._holder.id, "exclusive": exclusive, "owner": call.principal.user},
             ))  # fmt: skip
 
     def _begin(self, running: Running, work: Work) -> None:
         with self._guard:
-            if self._closed:
+            if self._closed.is_set():
                 raise GatewayError("UNAVAILABLE", "the gateway is stopping; ask again")
             self._pool = self._pool or ThreadPoolExecutor(_WORKERS, thread_name_prefix="operation")
-            self._running[running.name] = running
+            if self._beats is None:
+                self._beats = threading.Thread(target=self._beat, name="operations", daemon=True)
+                self._beats.start()
             self._pool.submit(contextvars.copy_context().run, self._work, running, work)
 
     def update(self, name: str, *, metadata: Mapping[str, Any] | None = None, **body: Any) -> None:
@@ -104,7 +112,7 @@ class Operations:
 
     def settled(self, found: Resource) -> Resource:
         """The record, ended where nobody works at it any more."""
-        if found.body["done"] or _alive(found):
+        if found.body["done"] or self._alive(found):
             return found
         self.update(found.name, done=True, error=status(GatewayError(
             "ABORTED", "the gateway stopped before this was done, or could not write how it ended; ask for it again"
@@ -124,23 +132,49 @@ class Operations:
     def close(self) -> None:
         """Ask all work to end, and wait for it."""
         with self._guard:
-            self._closed = True
+            self._closed.set()
             for running in self._running.values():
                 running.cancelled.set()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
-        _AT_WORK.difference_update(self._running)  # what was cancelled before it began
+        if self._beats is not None:
+            self._beats.join()
+        self._running.clear()  # what was cancelled before it began
+        try:
+            self._holder.end()
+        except GatewayError as error:  # as when the disk is full: others see by its silence that it is gone
+            _log.warning("it could not be written that nobody works at operations here any more: %s", error)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            try:
+                with self._signs:
+                    if self._running:
+                        self._holder.beat()
+            except Exception as error:  # noqa: BLE001  (the edge of a thread; the next beat says the same)
+                _log.warning("operations: no sign of life could be given: %s", error)
 
     def _work(self, running: Running, work: Work) -> None:
         outcome = self._outcome(running, work)
         try:
-            self.update(running.name, done=True, **outcome)
+            self._end(running.name, outcome)
         except Exception:  # noqa: BLE001  (the edge of a thread: logged, and told at the next question)
             _log.exception("%s has ended, which could not be written", running.name)
         finally:
             with self._guard:
                 self._running.pop(running.name, None)
-                _AT_WORK.discard(running.name)
+
+    def _end(self, name: str, outcome: dict[str, Any]) -> None:
+        """Write how it ended, again and again for a while where the records are busy or away."""
+        for wait in _WAITS:
+            try:
+                self.update(name, done=True, **outcome)
+                return
+            except GatewayError as error:
+                if error.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+                    raise
+                self._closed.wait(wait)
+        self.update(name, done=True, **outcome)
 
     @staticmethod
     def _outcome(running: Running, work: Work) -> dict[str, Any]:
@@ -152,9 +186,16 @@ class Operations:
             _log.exception("%s failed", running.name)
             return {"error": status(GatewayError("INTERNAL", "an unexpected error; the gateway's log has it"))}
 
+    def _alive(self, found: Resource) -> bool:
+        """True while somebody works at the operation, in this process or in another one."""
+        holder = found.private.get("holder")
+        if holder == self._holder.id:
+            return found.name in self._running
+        return not self._holder.gone(holder)
+
     def _must_be_free(self, others: list[Resource], exclusive: str) -> None:
         for other in others:
-            if other.private.get("exclusive") == exclusive and _alive(other):
+            if other.private.get("exclusive") == exclusive and self._alive(other):
                 raise GatewayError(
                     "ABORTED", f"{exclusive} is being worked at by {other.name}; wait for that, or cancel it",
                     metadata={"name": exclusive, "operation": other.name}, retry=False,
@@ -169,17 +210,3 @@ def shown(found: Resource) -> dict[str, Any]:
 def status(error: GatewayError) -> dict[str, Any]:
     """The error as google.rpc.Status."""
     return {"code": CODES[error.code][0], "message": error.message, "details": error.details}
-
-
-def _alive(found: Resource) -> bool:
-    """True while somebody works at the operation, in this process or in another one that is there."""
-    pid = found.private.get("pid", 0)
-    if pid == os.getpid():
-        return found.private.get("process") == _PROCESS and found.name in _AT_WORK
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's process has the number now
-        return False
-    return True

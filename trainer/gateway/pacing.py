@@ -72,7 +72,7 @@ class KeptWaits(dict[str, float]):
     def _read(self) -> dict[str, dict[str, float]]:
         try:
             return json.loads(self._path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # none yet; or emptied by a power cut, which took the waits with it
             return {}
 
 

@@ -41,9 +41,10 @@ from trainer.gateway import (
     quotas,
     schema,
     turns,
+    uploads,
 )
 from trainer.gateway.capacity import Capacity, this_machine
-from trainer.gateway.errors import GatewayError, is_missing
+from trainer.gateway.errors import GatewayError, disk_full, is_missing
 from trainer.gateway.fitting import Need
 from trainer.gateway.gateway import Gateway
 from trainer.gateway.holders import BEAT_SECONDS, COLLECTION, MISSED, Holder, is_fenced
@@ -57,6 +58,7 @@ from trainer.launch.status import EXIT_DONE, EXIT_PAUSED, EXIT_REFUSED
 from trainer.report import Event
 from trainer.report_page import write_report
 from trainer.runs import Inputs, RunSpec
+from trainer.silence import Silence
 
 MAX_ATTEMPTS = endings.MAX_ATTEMPTS
 _LAST_LINES = 12
@@ -66,6 +68,8 @@ _LIVE = [str(state) for state in JobState if not state.terminal]
 _ADMITTING = frozenset({JobState.CREATING, JobState.VALIDATING, JobState.RE_QUEUEING})
 _PASSING = frozenset({"UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"})
 _WITH_A_WORD = (EXIT_DONE, EXIT_REFUSED, EXIT_PAUSED)  # a worker that ends so has written its page
+_AGAIN_SECONDS = 5.0  # after a start that could not be made, as on a full disk
+_REMOVAL_SECONDS = 600.0  # between two looks for files whose deletion could not be finished
 _TURNS = f"{COLLECTION}/turns"  # the record of whose turn was when
 _log = logging.getLogger("trainer.gateway.scheduler")
 
@@ -105,13 +109,17 @@ class Launcher(Protocol):
 
 @dataclass
 class _Running:
-    """A job of ours whose worker runs, or has just ended. process: None when it was adopted."""
+    """A job of ours whose worker runs, or has just ended. process: None when it was adopted.
+
+    started: False from the claim until there is a worker.
+    """
 
     name: str
     folder: Path
     token: int
-    silence: beat.Silence
+    silence: Silence
     process: Popen[bytes] | None = None
+    started: bool = True
     offset: int = 0
     stopping_since: float | None = None
     hung: bool = False
@@ -158,12 +166,14 @@ class Scheduler:
         self._here = here or this_machine()
         self._limits = limits or partial(quotas.quota, store=gateway.store)
         self._beat_seconds, self._worker_beat = beat_seconds, worker_beat_seconds
-        self._holder = Holder(gateway, beat_seconds=beat_seconds)
+        self._holder = Holder(gateway.store, beat_seconds=beat_seconds)
         self._rows = RowFetches(gateway)
         self._running: dict[str, _Running] = {}
         self._planned: dict[str, _Planned] = {}
         self._overtaken: Counter[str] = Counter()
         self._looked = 0.0
+        self._next_start = 0.0
+        self._said: dict[str, str] = {}  # by job, so that trouble that lasts is logged once
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -204,22 +214,31 @@ class Scheduler:
         self._start_next()
 
     def _loop(self) -> None:
+        removed = time.monotonic()
         while not self._ended.wait(self._poll):
             try:
                 self.tick()
-            except Exception:  # noqa: BLE001  (the queue outlives what befalls one look at it; the log has it)
-                _log.exception("the scheduler could not look at the queue; it tries again")
+                if time.monotonic() - removed > _REMOVAL_SECONDS:
+                    removed = time.monotonic()
+                    uploads.finish_removals(self._gateway)
+                self._said.pop("", None)
+            except Exception as error:  # noqa: BLE001  (the queue outlives what befalls one look at it; the log has it)
+                if self._new("", error):
+                    _log.exception("the scheduler could not look at the queue; it tries again")
                 self._ended.wait(1.0)
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
         """One job's trouble is that job's failure, not the queue's."""
         try:
             act()
+            self._said.pop(name, None)
         except GatewayError as error:
             if is_missing(error, name):  # deleted since we looked; what has its name now is another job
                 self._planned.pop(name, None)
+                self._said.pop(name, None)
                 return
-            _log.warning("%s: %s", name, error)
+            if self._new(name, error):
+                _log.warning("%s: %s", name, error)
             if is_fenced(error):
                 self._running.pop(name, None)  # it is another scheduler's now, and so is its worker
             elif error.code not in _PASSING:  # else it is tried again
@@ -229,8 +248,16 @@ class Scheduler:
             _log.warning("%s: %s", name, message)
             self._fail(name, message, code="INVALID_ARGUMENT")
         except Exception as error:  # noqa: BLE001  (logged, and recorded as the job's failure)
-            _log.exception("%s: the scheduler could not handle it", name)
+            if self._new(name, error):
+                _log.exception("%s: the scheduler could not handle it", name)
+            if disk_full(error) is not None:
+                return  # it is tried again
             self._fail(name, f"the gateway could not handle the job: {type(error).__name__}: {error}", code="INTERNAL")
+
+    def _new(self, name: str, error: Exception) -> bool:
+        """Whether this is not what befell `name` the last time."""
+        before, self._said[name] = self._said.get(name), f"{type(error).__name__}: {error}"
+        return before != self._said[name]
 
     # --- The queue ---
 
@@ -247,8 +274,10 @@ class Scheduler:
 
         def admitted(state: JobState) -> Callable[[Resource], Resource]:
             def change(job: Resource) -> Resource:
-                free = jobstate.state_of(job) in _ADMITTING and not jobstate.is_active(job)
-                return jobstate.moved(job, state) if free else job
+                if jobstate.state_of(job) not in _ADMITTING or jobstate.is_active(job):
+                    return job
+                again = jobstate.state_of(job) is JobState.RE_QUEUEING  # why it is stays to be seen until it starts
+                return jobstate.moved(job, state, job.body["status"]["message"] if again else "")
 
             return change
 
@@ -263,7 +292,7 @@ class Scheduler:
 
     def _start_next(self) -> None:
         """Start as many waiting jobs as there is room for, in their turn."""
-        waiting = self._waiting(JobState.PENDING)
+        waiting = self._waiting(JobState.PENDING) if time.monotonic() >= self._next_start else []
         if not waiting:
             return
         with self._gateway.store.transaction() as transaction:
@@ -298,8 +327,9 @@ class Scheduler:
                 return []
             job = transaction.save(self._opened(transaction, self._claim(transaction, found, plan.need), plan.spec))
         del self._planned[job.name]
-        self._holder.beat(now=not self._running)
-        self._running[job.name] = running = self._running_of(job)
+        first, running = not self._running, self._running_of(job)
+        running.started, self._running[job.name] = False, running  # whatever befalls the rest: it is queued again
+        self._holder.beat(now=first)
         if not (running.folder / "run.json").exists():
             plan.spec.save(running.folder)
         environment = {**self._environment, **job_secrets.environment(self._gateway, job)}
@@ -311,6 +341,7 @@ class Scheduler:
             )
         except UsageError as error:  # someone has resumed the run by hand: it is watched like one of ours
             _log.warning("%s: %s", job.name, error)
+        running.started = True
         return [job]
 
     def _awaits_rows(self, job: Resource) -> bool:
@@ -422,8 +453,8 @@ class Scheduler:
                 owner = jobstate.run_of(job).get("owner")
                 if not jobstate.is_active(job) or job.name in self._running:
                     continue
-                if owner not in gone:
-                    gone[owner] = self._holder.gone(owner)
+                if owner not in gone:  # ours, and not known to be: the answer to a write was lost
+                    gone[owner] = owner == self._holder.id or self._holder.gone(owner)
                 if gone[owner]:
                     self._guarded(job.name, lambda job=job: self._take_up(job))
 
@@ -434,15 +465,12 @@ class Scheduler:
         self._launcher.fence(running.folder, running.token)
         self._holder.beat(now=not self._running)
         self._running[job.name] = running
-        if self._launcher.find(running.folder) is None:  # its holder was killed before it made the process
-            self._running.pop(job.name)
-            self._settle(job, running, started=False)
-        else:
-            self._watch(running)
+        running.started = self._launcher.find(running.folder) is not None  # or else its holder was killed before
+        self._watch(running)
 
     def _running_of(self, job: Resource) -> _Running:
         folder = Path(jobstate.run_of(job)["folder"])
-        return _Running(job.name, folder, jobstate.token_of(job), beat.Silence(self._worker_beat / 2))
+        return _Running(job.name, folder, jobstate.token_of(job), Silence(self._worker_beat / 2))
 
     def _watch(self, running: _Running) -> None:
         """Apply what the worker has said; stop it if that is asked for; settle the job when it has ended."""
@@ -453,9 +481,9 @@ class Scheduler:
             self._apply_events(running)
             job = self._gateway.store.find(running.name)
         if ended:
-            self._running.pop(running.name, None)
             if job is not None:
                 self._settle(job, running)
+            self._running.pop(running.name, None)  # not before that is written
         elif job is None or jobstate.state_of(job) in (JobState.CANCELLING, JobState.DELETING):
             self._stop(running)
         elif worker is not None and worker.beat is not None:
@@ -464,7 +492,7 @@ class Scheduler:
                 _log.warning("%s: its worker shows no sign of life and is killed", running.name)
                 worker.kill()
 
-    def _settle(self, job: Resource, running: _Running, *, started: bool = True) -> None:
+    def _settle(self, job: Resource, running: _Running) -> None:
         """The job's state once its worker has ended, or was never started."""
         if jobstate.state_of(job) is JobState.DELETING:
             jobstate.fenced(job, running.token)
@@ -475,15 +503,19 @@ class Scheduler:
 
         def settled(job: Resource) -> Resource:
             run = jobstate.run_of(jobstate.fenced(job, running.token))
-            attempts = int(run.get("attempts", 1)) - (not started)
+            if not jobstate.is_active(job):
+                return job  # that has been written already
+            attempts = int(run.get("attempts", 1)) - (not running.started)
             job = jobstate.noted(job, active=False, resumed=None, need=None, attempts=attempts)
             if run.get("resumed"):  # while its worker was still on its way out
                 return job
-            if not started and jobstate.state_of(job) in jobstate.MOVING:
-                return endings.again_queued(job, "the gateway was stopped before it could start the worker")
+            if not running.started and jobstate.state_of(job) in jobstate.MOVING:
+                return endings.again_queued(job, _unstarted(self._said.get(job.name)))
             return endings.settled(job, ended, attempts=attempts, most=self._attempts)
 
         external_inputs.let_go(self._gateway, self._update(job.name, settled))
+        if not running.started:
+            self._next_start = time.monotonic() + (_AGAIN_SECONDS if job.name in self._said else 0.0)
         if status not in _WITH_A_WORD and (running.folder / "run.json").exists():
             beside("report.html", lambda: write_report(running.folder))  # it may have died before it could
 
@@ -557,6 +589,10 @@ class Scheduler:
             job = transaction.get(name)
             new = change(job)
             return job if new is job else transaction.save(new)
+
+
+def _unstarted(why: str | None) -> str:
+    return f"its worker could not be started ({why})" if why else "the gateway was stopped before it started the worker"
 
 
 def _last_lines(folder: Path) -> str:

@@ -9,7 +9,7 @@ differ in, `schema.py` the tables.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -80,6 +80,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.folder = folder
         self.database = Database(folder, url=url)
         self._held = threading.local()
 
@@ -99,11 +100,13 @@ class Store:
             yield outer
             return
         with self.database.writing() as connection:
-            self._held.transaction = Transaction(connection)
+            self._held.transaction = held = Transaction(connection)
             try:
-                yield self._held.transaction
+                yield held
             finally:
                 self._held.transaction = None
+        for act in held.afterwards:
+            act()
 
     def find(self, name: str) -> Resource | None:
         """The record `name`, or None."""
@@ -138,10 +141,11 @@ class Store:
 
 
 class Transaction:
-    """Reads and writes on one connection."""
+    """Reads and writes on one connection. afterwards: what is done once it is committed, whole, and not before."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
+        self.afterwards: list[Callable[[], None]] = []
 
     def execute(self, statement: sa.Executable, parameters: Any = None) -> sa.CursorResult[Any]:
         """Run a statement on any of the gateway's tables, within this transaction."""

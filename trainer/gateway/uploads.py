@@ -8,11 +8,12 @@ changes. Files that are declared anew must be sent anew, or be shown by their di
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 from typing import Any
 
-from trainer.gateway.errors import invalid, precondition
+from trainer.gateway.errors import GatewayError, invalid, precondition
 from trainer.gateway.files import Incoming, content_digest, safe_name
 from trainer.gateway.gateway import Call, Gateway
 from trainer.gateway.store import Resource, Transaction, body_value
@@ -20,6 +21,7 @@ from trainer.gateway.store import Resource, Transaction, body_value
 UPLOADING, READY = "UPLOADING", "READY"
 _REMOVALS = "removals"  # records that say whose files are to go
 _MOST_FILES = 5000  # in one request: each file's arrival writes the record that has them all
+_log = logging.getLogger("trainer.gateway")
 
 
 def declare(call: Call, resource: Resource) -> dict[str, str]:
@@ -66,10 +68,33 @@ def place(
         return transaction.save(found.changed(private={"files": files, "declared": declared}))
 
 
+def insert_ready(gateway: Gateway, new: Resource, filename: str, *, incoming: Incoming) -> Resource:
+    """Add the READY record `new` with its one file, which has been checked: both or, whenever this process ends,
+    neither. Raises ALREADY_EXISTS."""
+    incoming.finish()
+    entry = {"size": incoming.size, "sha256": incoming.sha256}
+    private = {"files": {filename: entry}, "declared": {filename: incoming.size}}
+    with gateway.store.transaction() as transaction:
+        _note(transaction, new.name)
+    try:
+        with gateway.store.transaction() as transaction:
+            made = transaction.insert(new.changed({"state": READY}, private))
+            incoming.place()
+            _done_with(transaction, new.name)
+            return made
+    except BaseException:
+        remove(gateway, new.name)
+        raise
+
+
 def condemn(transaction: Transaction, name: str) -> None:
     """Delete the record `name` and those below it, and note that its files are to go: `remove` does that, or, where
     this process ends before, `finish_removals` of the next."""
     transaction.delete(name)
+    _note(transaction, name)
+
+
+def _note(transaction: Transaction, name: str) -> None:
     bare = secrets.token_hex(8)
     transaction.insert(
         Resource(name=f"{_REMOVALS}/{bare}", collection=_REMOVALS, parent="", id=bare, body={"resource": name})
@@ -77,21 +102,36 @@ def condemn(transaction: Transaction, name: str) -> None:
 
 
 def remove(gateway: Gateway, name: str) -> None:
-    """Delete the files of a record that is gone; what has come for a new one of that name stays."""
-    with gateway.store.transaction() as transaction:  # no file takes its place meanwhile
-        found = transaction.find(name)
-        gateway.files.remove(name, keep=found.private.get("files", {}) if found is not None else ())
-        _done_with(transaction, name)
+    """Delete the files of a record that is gone; those of a new one of that name stay.
+
+    Where that cannot be done now, the note stays, and `finish_removals` tries again: the record is deleted either way.
+    """
+    try:
+        _remove(gateway, name)
+    except (GatewayError, OSError) as error:
+        _log.warning("%s is deleted, and its files cannot be now; they will be later: %s", name, error)
 
 
 def finish_removals(gateway: Gateway) -> None:
-    """Delete the files of records whose deletion a process did not live to finish."""
-    for note in gateway.store.every(_REMOVALS):
-        name = note.body["resource"]
-        with gateway.store.transaction() as transaction:
-            if transaction.find(name) is None:  # else there is a new one, whose files they are by now
-                gateway.files.remove(name)
-            _done_with(transaction, name)
+    """Delete the files of records whose deletion a process could not, or did not live to, finish."""
+    for name in sorted({note.body["resource"] for note in gateway.store.every(_REMOVALS)}):
+        remove(gateway, name)
+
+
+def _remove(gateway: Gateway, name: str) -> None:
+    more = True
+    while more:
+        with gateway.store.transaction() as transaction:  # no file takes its place meanwhile; others come in between
+            found = transaction.find(name)
+            if found is not None and found.body.get("state") == UPLOADING:
+                return  # what it is about to have, nobody knows; the note stays until it is READY
+            more = found is None and gateway.files.take_away(name)
+            if found is not None and found.body.get("state") == READY and not found.private.get("prepared"):
+                for left in set(gateway.files.names(name)) - set(found.private.get("files", {})):
+                    gateway.files.discard(name, left)
+            if not more:
+                _done_with(transaction, name)
+    gateway.files.sweep()
 
 
 def _done_with(transaction: Transaction, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Starts `python -m trainer.worker run.json` somewhere."""
+"""Starts `python -m trainer.worker RUN_FOLDER` somewhere."""

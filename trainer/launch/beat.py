@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,22 +38,6 @@ def beating(run_folder: Path) -> Iterator[None]:
         ended.set()
         thread.join()
         file.unlink(missing_ok=True)
-
-
-class Silence:
-    """How long one thing has shown no change, by the looks of whoever asks."""
-
-    def __init__(self, most: float) -> None:
-        """most: seconds that one pause between two looks counts for, however long it was."""
-        self._most, self._seen, self._looked, self._seconds = most, object(), time.monotonic(), 0.0
-
-    def after(self, sign: object) -> float:
-        """Look: `sign` is what shows now; the seconds it has shown no other."""
-        now = time.monotonic()
-        passed, self._looked = min(now - self._looked, self._most), now
-        self._seconds = self._seconds + passed if sign == self._seen else 0.0
-        self._seen = sign
-        return self._seconds
 
 
 def beat_of(run_folder: Path) -> int | None:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.launch import here
-from trainer.launch.beat import BEAT_SECONDS, BEAT_VARIABLE, MISSED, Silence, beat_of
+from trainer.launch.beat import BEAT_SECONDS, BEAT_VARIABLE, MISSED, beat_of
 from trainer.launch.status import EXIT_HUNG
+from trainer.silence import Silence
 
 MAX_ATTEMPTS = 3
 _LOOK_SECONDS = 0.2

@@ -52,13 +52,17 @@ def split(call: Call, source: Resource) -> dict[str, Any]:
         )
     ids = [checked_id(f"{source.id}-chunk-{number}", what="chunk id") for number in range(count)]
     names = [f"{source.parent}/datasets/{one}" for one in ids]
-    taken = [name for name in names if call.gateway.store.find(name) is not None]
-    if taken:
-        raise GatewayError(
-            "ALREADY_EXISTS", f"{taken[0]} already exists; delete it first", metadata={"name": taken[0]}, retry=False
-        )
+    there = [call.gateway.store.find(name) for name in names]
+    sizes = [min(size, total - start) for start in range(0, total, size)]
+    made = [one is not None and _is_chunk(one, source, rows) for one, rows in zip(there, sizes, strict=True)]
+    if all(made) or any(one is not None and not ours for one, ours in zip(there, made, strict=True)):
+        raise _taken(next(name for name, one in zip(names, there, strict=True) if one is not None))
     rows = _rows(call, source)
-    for name, bare in zip(names, ids, strict=True):
+    for name, bare, ready in zip(names, ids, made, strict=True):
+        if ready:  # by a request that its process did not live to finish: this one goes on with it
+            for _ in _first(rows, size):
+                pass
+            continue
         body = {
             "displayName": bare, "splitted": {"sourceDatasetId": source.name}, "state": uploads.UPLOADING,
             "status": {"code": "OK", "message": ""}, "createdBy": call.principal.email,
@@ -67,6 +71,12 @@ def split(call: Call, source: Resource) -> dict[str, Any]:
         new = Resource(name=name, collection="datasets", parent=source.parent, id=bare, body=body, private=private)
         _filled(call, new, _first(rows, size), empty="no rows")
     return {"chunkDatasetNames": names, "chunksCreated": count, "totalExamples": str(total)}
+
+
+def _is_chunk(found: Resource, source: Resource, rows: int) -> bool:
+    """Whether it is a chunk of the source with so many rows."""
+    same = (found.body.get("splitted") or {}).get("sourceDatasetId") == source.name
+    return same and found.body.get("state") == uploads.READY and int(found.body["exampleCount"]) == rows
 
 
 def lineage(call: Call, resource: Resource) -> dict[str, Any]:
@@ -123,21 +133,21 @@ def _first(rows: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any
 
 
 def _filled(call: Call, new: Resource, rows: Iterable[dict[str, Any]], *, empty: str) -> Resource:
-    """The record `new`, inserted with one file of `rows` and READY; as if it had never been where that fails."""
+    """The record `new`, inserted READY with one file of `rows`; until it is whole it has never been."""
     gateway, filename = call.gateway, f"{new.id}.jsonl"
-    with gateway.store.transaction() as transaction:
-        made = transaction.insert(new)
-    try:
-        with gateway.files.incoming(new.name, filename, size=None) as incoming:
-            for row in rows:
-                incoming.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            if not incoming.size:
-                raise invalid(empty, field="filter")
-            recorded = uploads.place(gateway, new.name, filename, incoming=incoming, declare_too=True)
-        found = dataset_rows.check(uploads.complete(gateway, recorded).values(), declared=None)
-        return uploads.finish(gateway, recorded.changed(private={"rows": found.format}), found.body())
-    except BaseException:
-        with gateway.store.transaction() as transaction:
-            uploads.condemn(transaction, made.name)
-        uploads.remove(gateway, made.name)
-        raise
+    if gateway.store.find(new.name) is not None:
+        raise _taken(new.name)
+    with gateway.files.incoming(new.name, filename, size=None) as incoming:
+        for row in rows:
+            incoming.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        if not incoming.size:
+            raise invalid(empty, field="filter")
+        found = dataset_rows.check([incoming.path], declared=None)
+        whole = new.changed(found.body(), {"rows": found.format})
+        return uploads.insert_ready(gateway, whole, filename, incoming=incoming)
+
+
+def _taken(name: str) -> GatewayError:
+    return GatewayError(
+        "ALREADY_EXISTS", f"{name} already exists; delete it first", metadata={"name": name}, retry=False
+    )

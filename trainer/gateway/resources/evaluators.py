@@ -12,7 +12,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from trainer.gateway import evaluator_builds, evaluator_revisions, job_families, standard, uploads
+from trainer.gateway import evaluator_builds, evaluator_revisions, file_names, job_families, standard, uploads
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call
 from trainer.gateway.standard import Family, Handler, new_resource
@@ -60,24 +60,22 @@ def create(call: Call) -> dict[str, Any]:
     new = new_resource(FAMILY, call, given_id=call.body.get("evaluatorId"), what="evaluatorId", body=body)
     with call.gateway.store.transaction() as transaction:
         made = transaction.insert(new)
-    if body.get("criteria"):
-        made = _revised(call, made)
+        if body.get("criteria"):
+            made = _revised(call, made)
     return made.shown()
 
 
 def update(call: Call) -> dict[str, Any]:
     """PATCH: what a build depends on begins another one; `prepareCodeUpload` awaits new source."""
-    with call.gateway.store.transaction():  # a patch that makes no sense is undone
+    with call.gateway.store.transaction() as transaction:  # a patch that makes no sense is undone
         old = FAMILY.load(call)
         _patch(call)
         evaluator = FAMILY.load(call)
         _check(evaluator.body)
-    if call.query.get("prepareCodeUpload"):
-        with call.gateway.store.transaction() as transaction:
-            found = transaction.get(evaluator.name)  # a build may have ended meanwhile
-            evaluator = transaction.save(found.changed({"status": _WAITING}, {"pending": None}))
-    elif any(evaluator.body.get(key) != old.body.get(key) for key in _REBUILD) and _has_code(evaluator):
-        evaluator = _revised(call, evaluator)
+        if call.query.get("prepareCodeUpload"):
+            evaluator = transaction.save(evaluator.changed({"status": _WAITING}, {"pending": None}))
+        elif any(evaluator.body.get(key) != old.body.get(key) for key in _REBUILD) and _has_code(evaluator):
+            evaluator = _revised(call, evaluator)
     return FAMILY.answer(call, evaluator)
 
 
@@ -107,7 +105,7 @@ def get_upload_endpoint(call: Call) -> dict[str, Any]:
         if source is None:
             source = transaction.insert(_new_source(call, evaluator))
             transaction.save(transaction.get(evaluator.name).changed(private={"pending": source.name}))
-    return {"filenameToSignedUrls": uploads.declare(call, source)}
+    return {"filenameToSignedUrls": file_names.declared(call, source)}
 
 
 def validate_upload(call: Call) -> dict[str, Any]:
@@ -120,11 +118,11 @@ def validate_upload(call: Call) -> dict[str, Any]:
         raise precondition(f"{evaluator.name}: no source was uploaded; ask :getUploadEndpoint for URLs and PUT it")
     source = call.gateway.store.get(pending)
     uploads.complete(call.gateway, source)
-    uploads.finish(call.gateway, source, {})
-    with call.gateway.store.transaction() as transaction:
+    with call.gateway.store.transaction() as transaction:  # the source, its revision, the build's turn: all or none
+        uploads.finish(call.gateway, source, {})
         found = transaction.get(evaluator.name)
         found = transaction.save(found.changed(private={"source": pending, "pending": None}))
-    _revised(call, found)
+        _revised(call, found)
     return {}
 
 
@@ -136,7 +134,8 @@ def source_code(call: Call) -> dict[str, Any]:
     name = found.private.get("source")
     if name is None:
         raise precondition(f"{found.name}: has no uploaded source", name=found.name)
-    return uploads.download_urls(call, call.gateway.store.get(name))
+    found = uploads.download_urls(call, call.gateway.store.get(name))
+    return {"filenameToSignedUrls": file_names.given(found["filenameToSignedUrls"])}
 
 
 def build_log(call: Call) -> dict[str, Any]:
@@ -229,7 +228,7 @@ def rollback(call: Call) -> dict[str, Any]:
         fields = {key: old.body["snapshot"].get(key) for key in (*_REBUILD, "commitHash")}
         private = {"source": old.private.get("source"), "pending": None}
         evaluator = transaction.save(evaluator.changed(fields, private))
-    revised = _revised(call, evaluator)
+        revised = _revised(call, evaluator)
     with call.gateway.store.transaction() as transaction:
         return _version_shown(call, evaluator_revisions.all_of(transaction, revised.name)[-1])
 
