@@ -79,10 +79,12 @@ async def datasets(client: Any) -> dict[str, Any]:
     chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "n": 1}
     for name, row in (("chats", chat), ("pairs", pair)):
         content = "".join(json.dumps({**row, "n": n}) + "\n" for n in range(4)).encode()
-        await done(client.datasets.create(dataset_id=name, dataset={"user_uploaded": {}}))
-        sizes = {"rows.jsonl": len(content)}
+        # Pairs are declared as chats, as in the published recipes; and a file is called what people call one.
+        declared = {"user_uploaded": {}, "format": "CHAT", "example_count": "4"}
+        await done(client.datasets.create(dataset_id=name, dataset=declared))
+        sizes = {"my rows (1).jsonl": len(content)}
         urls = await done(client.datasets.get_upload_endpoint(dataset_id=name, filename_to_size=sizes))
-        put(urls.filename_to_signed_urls["rows.jsonl"], content)
+        put(urls.filename_to_signed_urls["my rows (1).jsonl"], content)
         await done(client.datasets.validate_upload(dataset_id=name, body={}))
     found = {name: await done(client.datasets.get(dataset_id=name)) for name in ("chats", "pairs")}
     derived = await done(client.datasets.create(dataset_id="copy", dataset={}, source_dataset_id="chats"))

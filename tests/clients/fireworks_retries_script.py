@@ -1,6 +1,6 @@
 """Run by `test_fireworks_retries.py` in the published client's environment: creates, behind a proxy that misbehaves.
 
-    python fireworks_retries_script.py job|dataset ID...
+    python fireworks_retries_script.py job|dataset|deployment ID...
 
 One create for each ID, one after the other; before each the proxy is told by GET /next/ID. Prints one JSON object:
 ID -> the name that was made, or the class of the error. Only `fireworks-ai` and the standard library.
@@ -19,6 +19,8 @@ def made(client: Fireworks, kind: str, name: str) -> str:
         if kind == "job":
             jobs = client.supervised_fine_tuning_jobs
             return str(jobs.create(dataset="rows", base_model="base", display_name=name).name)
+        if kind == "deployment":
+            return str(client.deployments.create(deployment_id=name, base_model="base").name)
         return str(client.datasets.create(dataset_id=name, dataset={"user_uploaded": {}}).name)
     except FireworksError as error:
         return type(error).__name__

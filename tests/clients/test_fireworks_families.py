@@ -32,7 +32,7 @@ def test_every_family(
     assert seen["secrets"] == {"name": "accounts/local/secrets/my-token", "hidden": True, "gone": 404}
     assert seen["datasets"] == {
         "states": ["READY", "READY"], "counts": ["4", "4"], "format": "CHAT",
-        "derived": "accounts/local/datasets/chats", "lineage": ["chats/rows.jsonl", "copy/copy.jsonl"],
+        "derived": "accounts/local/datasets/chats", "lineage": ["chats/my rows (1).jsonl", "copy/copy.jsonl"],
         "renamed": "mine", "listed": 2,
     }  # fmt: skip
     assert seen["models"] == {

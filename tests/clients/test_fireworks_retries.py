@@ -173,3 +173,8 @@ def test_a_conflict_that_lasts_is_not_asked_again(proxy: Proxy, client_python: C
     assert asked(proxy, client_python, "dataset", "mine") == {"mine": "ConflictError"}
     assert [count for count, _, _ in proxy.seen["mine"]] == ["0", "1"]
     assert "accounts/local/datasets/mine" in listed(proxy, "datasets")
+
+
+def test_what_is_not_implemented_is_not_asked_again(proxy: Proxy, client_python: Callable[[str], Path]) -> None:
+    assert asked(proxy, client_python, "deployment", "mine") == {"mine": "InternalServerError"}
+    assert [count for count, _, _ in proxy.seen["mine"]] == ["0", "1"]  # the first answer was lost, the second is 501

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,32 @@ def test_quotas(client: GatewayClient) -> None:
     assert refused(client, "PATCH", f"{A}/quotas/wishes?allowMissing=true", {"value": "1"})[0] == 404
     assert "updateMask" in refused(client, "PATCH", f"{url}?updateMask=usage", {})[1]
     assert "value" not in ask(client, "PATCH", f"{url}?updateMask=value", {})
+
+
+def test_lists_that_are_no_records_are_filtered_and_ordered_as_records_are(client: GatewayClient) -> None:
+    ask(client, "POST", f"{A}/users?userId=ann", {"role": "user"})
+    keys = f"{A}/users/ann/apiKeys"
+    made = [ask(client, "POST", keys, {"apiKey": {"displayName": name}})["createTime"] for name in ("b", "c", "a", "b")]
+
+    def found(collection: str, url: str, field: str, **query: Any) -> list[str]:
+        return [one.get(field) for one in ask(client, "GET", url, params=query)[collection]]
+
+    assert found("apiKeys", keys, "displayName", filter='display_name="b" OR displayName="c"') == ["b", "c", "b"]
+    assert found("apiKeys", keys, "displayName", filter=f'createTime > "{made[1]}"') == ["a", "b"]
+    assert found("apiKeys", keys, "displayName", orderBy="displayName desc") == ["c", "b", "b", "a"]
+    query: dict[str, Any] = {"orderBy": "displayName, createTime desc", "pageSize": 3, "readMask": "createTime"}
+    first = ask(client, "GET", keys, params=query)
+    assert ([one["createTime"] for one in first["apiKeys"]], first["totalSize"]) == ([made[2], made[3], made[0]], 4)
+    assert set(first["apiKeys"][0]) == {"createTime"}
+    rest = ask(client, "GET", keys, params={**query, "pageToken": first["nextPageToken"]})
+    assert ([one["createTime"] for one in rest["apiKeys"]], rest["nextPageToken"]) == ([made[1]], "")
+    other = {**query, "orderBy": "displayName", "pageToken": first["nextPageToken"]}
+    assert "pageToken" in refused(client, "GET", keys, params=other)[1]
+    assert found("accounts", "/v1/accounts", "name", filter="state=READY", orderBy="name") == ["accounts/local"]
+    assert found("accounts", "/v1/accounts", "name", filter="state!=READY") == []
+    quotas = found("quotas", f"{A}/quotas", "name", orderBy="name desc", filter="usage=0")
+    assert quotas == ["accounts/local/quotas/running-jobs", "accounts/local/quotas/gpus"]
+    assert "nosuch" in refused(client, "GET", keys, params={"filter": "nosuch=1"})[1]
 
 
 def test_the_log_has_names_of_fields_only(client: GatewayClient) -> None:

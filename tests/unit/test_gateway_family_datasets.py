@@ -92,6 +92,23 @@ def test_a_declared_format_is_held_to(client: GatewayClient) -> None:
     assert upload(client, "e", [PROMPT], format="CHAT")[0] == 200
 
 
+def test_pairs_may_be_declared_as_chats(both: tuple[GatewayClient, Gateway]) -> None:
+    """As the published recipes declare them: the contract has no word for pairs."""
+    client, gateway = both
+    assert upload(client, "pairs", [INPUT, SIDES], format="CHAT")[0] == 200
+    assert ask(client, "GET", f"{A}/datasets/pairs")["format"] == "CHAT"
+    assert gateway.store.get("accounts/local/datasets/pairs").private["rows"] == "PREFERENCE"
+    settings = {"trainingConfig": {"baseModel": "base"}}
+    ask(client, "POST", f"{A}/dpoJobs", {"dataset": "pairs", **settings})
+    sft = {"dataset": "pairs", "baseModel": "base"}
+    assert "holds PREFERENCE rows" in refused(client, "POST", f"{A}/supervisedFineTuningJobs", sft)[1]
+    upload(client, "chats", [CHAT], format="CHAT")
+    assert "holds CHAT rows" in refused(client, "POST", f"{A}/dpoJobs", {"dataset": "chats", **settings})[1]
+    assert upload(client, "f", [INPUT], format="RL")[0] == 400
+    given = {"dataset": "pairs", **settings, "lossConfig": {"klBeta": 0.1}}
+    assert "lossConfig.klBeta: DPO has no KL term" in refused(client, "POST", f"{A}/dpoJobs", given)[1]
+
+
 def test_a_job_takes_rows_of_its_kind(client: GatewayClient) -> None:
     upload(client, "pairs", [INPUT, SIDES, SAMPLES])
     status, message = refused(

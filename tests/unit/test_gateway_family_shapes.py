@@ -84,7 +84,11 @@ def test_lists_across_shapes(client: GatewayClient) -> None:
     assert [one["name"].split("/")[3] for one in found["trainingShapeVersions"]] == ["qwen3-0p6b"]
     assert ask(client, "GET", SHAPES)["totalSize"] == len(base_models.known())
     for url in ("/v1/accounts/-/trainingShapes/-/versions", f"{SHAPES}/whatever/versions", SHAPES):
-        assert "orderBy" in refused(client, "GET", url, params={"orderBy": "createTime desc"})[1]
+        assert "orderBy" in refused(client, "GET", url, params={"orderBy": "nosuch desc"})[1]
+        (key,) = (word for word in ask(client, "GET", url) if word.startswith("trainingShape"))
+        for order, reverse in (("name", False), ("name desc", True)):
+            names = [one["name"] for one in ask(client, "GET", url, params={"orderBy": order, "pageSize": 200})[key]]
+            assert names == sorted(names, reverse=reverse)
 
 
 def test_a_patch_keeps_to_its_mask(client: GatewayClient) -> None:

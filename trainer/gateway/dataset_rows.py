@@ -3,7 +3,8 @@
 Every row is read, strictly and in bounded memory, as a worker reads them. One data set has one format: CHAT
 (`messages`), RL (`messages` that end with the question, as prompts do), COMPLETION (`prompt` and `completion`, or
 `text`) or PREFERENCE (a pair of answers, in any of the shapes of `trainer.data.pairs`), for which the contract has no
-word. Whether a row fits a model's context is the worker's to say, with the model's own template.
+word: the published recipes declare pairs as CHAT. Whether a row fits a model's context is the worker's to say, with the
+model's own template.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from typing import Any
 from trainer.data.json_lines import json_lines
 from trainer.data.pairs import read_pair
 from trainer.data.problem import RowProblem
+from trainer.gateway import file_names
 from trainer.gateway.errors import GatewayError, invalid
 from trainer.runs import DataSettings
 
 CHAT, COMPLETION, RL, PREFERENCE = "CHAT", "COMPLETION", "RL", "PREFERENCE"
+# What a data set may hold that declares a format of the contract.
+HELD = {CHAT: frozenset({CHAT, RL, PREFERENCE}), COMPLETION: frozenset({COMPLETION}), RL: frozenset({RL})}
 BYTES_PER_TOKEN = 4  # the estimate used wherever no tokenizer has counted
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _FORMS = (
@@ -34,13 +38,17 @@ _TOO_LONG = f"the row is longer than the {_LONGEST_ROW:,} bytes that a row may h
 
 @dataclass
 class Rows:
-    """What a data set's files hold. turns: of users, in all rows; prompts: rows that end with a question."""
+    """What a data set's files hold. turns: of users, in all rows; prompts: rows that end with a question.
+
+    declared: the format that the data set claims, "" where it claims none.
+    """
 
     count: int = 0
     bytes: int = 0
     turns: int = 0
     prompts: int = 0
     found: str = ""
+    declared: str = ""
 
     @property
     def format(self) -> str:
@@ -51,7 +59,7 @@ class Rows:
         """The contract's fields. A token is taken for four bytes."""
         return {
             "exampleCount": str(self.count),
-            "format": "FORMAT_UNSPECIFIED" if self.format == PREFERENCE else self.format,
+            "format": self.declared or "FORMAT_UNSPECIFIED" if self.format == PREFERENCE else self.format,
             "estimatedTokenCount": str(self.bytes // BYTES_PER_TOKEN),
             "averageTurnCount": round(self.turns / self.count, 4),
         }
@@ -60,17 +68,16 @@ class Rows:
 def check(files: Iterable[Path], *, declared: str | None) -> Rows:
     """Read every row of `files`. Raises INVALID_ARGUMENT naming file and line of the first bad row.
 
-    declared: the format that the data set claims; it must be the one found.
+    declared: the format that the data set claims; it must allow (`HELD`) the one found.
     """
-    rows = Rows()
+    rows = Rows(declared=declared or "")
     for path in files:
         rows.bytes += path.stat().st_size
         for where, row in read(path):
             _take(rows, row, where)
     if rows.count == 0:
         raise invalid("dataset: the files hold no rows; upload JSON lines, one object per line")
-    fits = declared in (None, rows.format) or (declared == CHAT and rows.format == RL)
-    if not fits:
+    if declared and rows.format not in HELD[declared]:
         raise GatewayError(
             "INVALID_ARGUMENT",
             f"the rows are {rows.format}, the data set was declared {declared}; declare what it holds, or leave it out",
@@ -81,15 +88,16 @@ def check(files: Iterable[Path], *, declared: str | None) -> Rows:
 
 def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row with its place, FILE:LINE. Raises INVALID_ARGUMENT for one that is none."""
+    name = file_names.shown(path.name)
     try:
         for number, item in json_lines(path, _LONGEST_ROW):
             if isinstance(item, RowProblem):
-                raise item.at(path.name, number)
+                raise item.at(name, number)
             if item is not None:
-                yield f"{path.name}:{number}", item
+                yield f"{name}:{number}", item
     except RowProblem as problem:
         message = _TOO_LONG if problem.code == "too_long" else problem.message
-        raise _bad(f"{path.name}:{problem.line}", f"{message} ({problem.code})") from problem
+        raise _bad(f"{name}:{problem.line}", f"{message} ({problem.code})") from problem
 
 
 def _take(rows: Rows, row: dict[str, Any], where: str) -> None:

@@ -40,6 +40,7 @@ _OF_STATUS = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_
               503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}  # fmt: skip
 _PASSING = frozenset({401, 403, 408, 429})
 _AGAIN = frozenset({"ABORTED", "DATA_LOSS"})  # the moment's, or the way's, below 500
+_SAME_AGAIN = frozenset({409, 501})  # the published clients ask these again by themselves, which changes nothing
 RETRY_AFTER_SECONDS = 2  # sent with 429 and 503
 
 
@@ -101,8 +102,7 @@ class GatewayError(Exception):
             return {"www-authenticate": "Bearer"}
         if self.http_status == 405 and self.details and "allow" in self.details[0].get("metadata", {}):
             return {"allow": self.details[0]["metadata"]["allow"]}
-        retry = self.retry if self.retry is not None else False
-        return {"x-should-retry": "true" if retry else "false"} if self.http_status == 409 else {}
+        return {"x-should-retry": "true" if self.retry else "false"} if self.http_status in _SAME_AGAIN else {}
 
 
 def decode(status: int, content: bytes) -> GatewayError:

@@ -81,7 +81,8 @@ class FileRoutes:
         kept = f"{session} {found.create_time}" if session else ""  # not what another resource of that name had
         wanted, together = request.headers.get("content-range", ""), kept or digest
         if wanted in ("bytes */*", f"bytes */{size}"):
-            return _here(gateway.files.held(resource, filename, together))
+            held = gateway.files.held(resource, filename, together)
+            return _here(held if size is None else min(held, max(size - 1, 0)))  # the last byte is what finishes it
         _check_range(request.headers.get("x-goog-content-length-range"), size)
         piece = _piece(wanted, size, together=together)
         with gateway.files.incoming(

@@ -1,4 +1,4 @@
-"""What a filter means on JSON that is at hand: rows of data sets, and lists that are not records.
+"""What a filter means on JSON of any shape: rows of data sets.
 
 Numbers are compared as numbers, all else as text, where `*` at an end stands for anything; `field:value` asks a list
 for an element, an object for a key, and `field:*` whether the field is there. A field that is not there meets nothing.

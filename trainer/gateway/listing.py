@@ -12,7 +12,8 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -54,11 +55,12 @@ class Listed:
 
 def listed(
     gateway: Gateway, schema: Schema | str, *, collection: str, parent: str, query: Mapping[str, Any],
-    default_order: str = "createTime",
+    default_order: str = "createTime", records: Sequence[Resource] | None = None,
 ) -> Listed:  # fmt: skip
     """The page that `query` (pageSize, pageToken, filter, orderBy) asks for.
 
-    parent: a name in which `-` may stand for any id. Raises INVALID_ARGUMENT naming the parameter.
+    parent: a name in which `-` may stand for any id. records: what there is, instead of what the store has.
+    Raises INVALID_ARGUMENT naming the parameter.
     """
     contract = gateway.contract
     size = page_size(query)
@@ -74,12 +76,27 @@ def listed(
     by = [key.desc() if order.descending else key for key, order in zip(keys, orders, strict=True)]
     shown = [key.label(f"key_{number}") for number, key in enumerate(keys)]
     statement = sa.select(*_RECORD, *shown).where(*here).order_by(*by).limit(size + 1)
-    with gateway.store.database.reading() as connection:
+    counted = where if wanted is not None or records is not None else None
+    with gateway.store.database.reading() if records is None else _holding(records) as connection:
         rows = connection.execute(statement).all()
-        total = connection.execute(_total(collection, parent, where if wanted is not None else None)).scalar_one()
+        total = connection.execute(_total(collection, parent, counted)).scalar_one()
     found = [Resource(*row[: len(_RECORD)]) for row in rows[:size]]
     more = len(rows) > size
     return Listed(found, _token(rows[size - 1][len(_RECORD) :], fingerprint) if more else "", int(total))
+
+
+@contextmanager
+def _holding(records: Sequence[Resource]) -> Iterator[sa.Connection]:
+    """A database in memory of just these: what is no record is then filtered and ordered as records are."""
+    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+    try:
+        with engine.begin() as connection:
+            resources.create(connection)
+            if records:
+                connection.execute(resources.insert(), [asdict(record) for record in records])
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def page_size(query: Mapping[str, Any], default: int = DEFAULT_PAGE) -> int:

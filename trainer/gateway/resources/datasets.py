@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from trainer.gateway import dataset_rows, job_families, uploads
+from trainer.gateway import dataset_rows, file_names, job_families, uploads
 from trainer.gateway.errors import GatewayError, invalid, precondition
-from trainer.gateway.files import safe_name
 from trainer.gateway.gateway import Call
 from trainer.gateway.resources import derived_datasets, external_rows
 from trainer.gateway.standard import Family, new_resource
@@ -70,7 +69,7 @@ def split(call: Call) -> dict[str, Any]:
 
 def get_upload_endpoint(call: Call) -> dict[str, Any]:
     """Signed PUT URLs for the declared files."""
-    return {"filenameToSignedUrls": uploads.declare(call, FAMILY.load(call))}
+    return {"filenameToSignedUrls": file_names.declared(call, FAMILY.load(call))}
 
 
 def validate_upload(call: Call) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def upload(call: Call) -> dict[str, Any]:
     if sent is None:
         raise invalid("file: the multipart form has no field 'file' with a file in it", field="file")
     uploads.must_be_uploading(resource)
-    filename = safe_name(sent.filename)
+    filename = file_names.kept(sent.filename)
     files = call.gateway.files
     with files.incoming(resource.name, filename, size=None) as incoming:
         while chunk := sent.stream.read(1 << 20):
@@ -112,16 +111,15 @@ def upload(call: Call) -> dict[str, Any]:
         raise
     return {
         "id": resource.id, "object": "file", "bytes": incoming.size, "created_at": int(time.time()),
-        "filename": filename, "purpose": "fine-tune",
+        "filename": sent.filename, "purpose": "fine-tune",
     }  # fmt: skip
 
 
 def get_download_endpoint(call: Call) -> dict[str, Any]:
     """Signed GET URLs for the files; with downloadLineage for those of all that the data set came from too."""
     resource = FAMILY.load(call)
-    if call.query.get("downloadLineage"):
-        return derived_datasets.lineage(call, resource)
-    return uploads.download_urls(call, resource)
+    found = (derived_datasets.lineage if call.query.get("downloadLineage") else uploads.download_urls)(call, resource)
+    return {"filenameToSignedUrls": file_names.given(found["filenameToSignedUrls"])}
 
 
 def _check_kinds(given: dict[str, Any], where: str) -> None:

@@ -16,7 +16,17 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainer.gateway import base_models, contract, external_inputs, job_families, jobstate, standard, uploads, weights
+from trainer.gateway import (
+    base_models,
+    contract,
+    dataset_rows,
+    external_inputs,
+    job_families,
+    jobstate,
+    standard,
+    uploads,
+    weights,
+)
 from trainer.gateway.errors import GatewayError, invalid, not_found, precondition
 from trainer.gateway.gateway import Call, Gateway, full_name
 from trainer.gateway.job_families import FAMILIES, OURS, Input, JobFamily, value_at, with_value, without_empty
@@ -24,7 +34,19 @@ from trainer.gateway.job_secrets import sealed
 from trainer.gateway.resources import external_rows
 from trainer.gateway.standard import Family, Handler, new_resource
 from trainer.gateway.store import Resource, resources
-from trainer.jobs import JOB_KINDS, AwsS3Config, AzureBlobStorageConfig, BucketAccess, Job, JobState
+from trainer.jobs import (
+    JOB_KINDS,
+    AwsS3Config,
+    AzureBlobStorageConfig,
+    BucketAccess,
+    DpoConfig,
+    Job,
+    JobState,
+    LossConfig,
+    TrainerShardingScheme,
+    TrainingConfig,
+    WandbConfig,
+)
 
 METRICS, LOG = "metrics.jsonl", "trainer.log"
 TOMBSTONE_DAYS = 30  # how long a deleted trainer can still be read and promoted from
@@ -306,7 +328,16 @@ def readable(error: ValidationError) -> GatewayError:
     return invalid("; ".join(lines), field=first)
 
 
-_MODELS = (*(kind.model for kind in JOB_KINDS.values()), AwsS3Config, AzureBlobStorageConfig)
+_INNER = (
+    TrainingConfig,
+    TrainerShardingScheme,
+    LossConfig,
+    DpoConfig,
+    WandbConfig,
+    AwsS3Config,
+    AzureBlobStorageConfig,
+)
+_MODELS = (*(kind.model for kind in JOB_KINDS.values()), *_INNER)
 _FIELDS = {name for model in _MODELS for name in model.model_fields}
 _BUCKETS = {to_camel(name) for name in BucketAccess.model_fields}
 
@@ -335,8 +366,7 @@ def _resolved(gateway: Gateway, kind: JobFamily, one: Input, value: str, *, pare
 def _check_rows(one: Input, found: Resource) -> None:
     if found.body.get("state") != "READY" and external_rows.lie_elsewhere(found):
         declared = found.body.get("format", "FORMAT_UNSPECIFIED")  # what it holds is known when it has been fetched
-        holds = {"CHAT", "RL"} if declared == "CHAT" else {declared}
-        if declared != "FORMAT_UNSPECIFIED" and not holds & one.rows:
+        if declared != "FORMAT_UNSPECIFIED" and not dataset_rows.HELD[declared] & one.rows:
             raise invalid(
                 f"{one.path}: {found.name} was declared {declared}; this job takes {' or '.join(sorted(one.rows))}",
                 field=one.path,

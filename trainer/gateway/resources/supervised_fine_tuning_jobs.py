@@ -14,9 +14,6 @@ from trainer.jobs import DEFAULT_EPOCHS, JOB_KINDS
 from trainer.prices import read_prices
 
 KIND = JOB_KINDS["sft"]
-FAMILY = jobs.family(KIND.collection)
-METRICS, LOG = jobs.METRICS, jobs.LOG
-remove, readable, job_of = jobs.remove, jobs.readable, job_families.typed
 _NANOS = 1_000_000_000
 
 
