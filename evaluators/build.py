@@ -246,18 +246,6 @@ class _Making:
         return found, False
 
 
-def check_import(build: Build, imports: Callable[[str], str]) -> Build:
-    """The build, or BUILD_FAILED where the evaluator does not load: `imports(python)` says in words what is wrong."""
-    if build.state is not BuildState.ACTIVE:
-        return build
-    problem = imports(build.python or "")
-    if not problem:
-        return build
-    if build.log is not None:
-        _noted(build.log, f"\nthe evaluator does not load: {problem}\n", append=True)
-    return Build(BuildState.BUILD_FAILED, build.digest, build.python, problem, build.log, build.seconds, build.reused)
-
-
 def reason(log: str) -> str:
     """Why pip failed, in one readable line."""
     for pattern, words in _REASONS:

@@ -1,18 +1,21 @@
 """`python -m trainer`: the command line. Composes a job and starts it, or runs one of the commands in `COMMANDS`.
 
 This module imports argparse and nothing heavier, so `--help` answers at once; each command's module is imported when
-it is called, and none of them imports torch, but for `chat`, which talks to a model, and `data`, which reads rows with
-the model's tokenizer; both do so once what was typed has been checked.
+it is called, and none of them imports torch, but for `chat` and `evaluate model=`, which let a model answer, and
+`data`, which reads rows with the model's tokenizer; they do so once what was typed has been checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
 from trainer.errors import UsageError
+from trainer.output import steady
 
 DESCRIPTION = """\
 Fine-tune a model: compose a job, train it, promote it.
@@ -51,6 +54,22 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are told as all others are: in one line, and without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`. Words that need not be there are not asked for (argparse names them, if intermixed)."""
+        needed, found, names = message.partition("required: ")
+        if found:
+            idle = {str(one.metavar or one.dest) for one in self._actions if one.nargs in ("*", "?")}
+            message = needed + found + ", ".join(name for name in names.split(", ") if name not in idle)
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        options = [option for one in self._actions for option in one.option_strings]
+        close = difflib.get_close_matches(unknown, options, n=1) if unknown.startswith("-") else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"{message}{hint} ({self.prog} --help says what there is)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 2 refused as typed, else the command's own."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name = words.pop(0) if words and words[0] in COMMANDS else "train"
     module = import_module(COMMANDS[name].module)
-    parser = argparse.ArgumentParser(prog=f"python -m trainer {name}", description=module.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser(prog=f"python -m trainer {name}", description=module.__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     module.add_arguments(parser)
     try:
         return module.run(parser.parse_intermixed_args(words))
@@ -77,4 +96,5 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
+    steady()
     sys.exit(main())

@@ -33,6 +33,7 @@ from trainer.loops.material import HELD_OUT_LEDGER, TRAIN_LEDGER, Prepared, read
 from trainer.loops.parity import ParityBroken, ParityGate, SavedTokens, gate
 from trainer.loops.preference import PreferenceLoop, logged_by
 from trainer.loops.reference import made_with
+from trainer.loops.schedule import unreached
 from trainer.loops.sft import SftLoop
 from trainer.loops.stop import Stop
 from trainer.loops.training import MODEL, NonFinite, Outcome, TrainingLoop, datums_of, terminal_state
@@ -153,6 +154,8 @@ class Worker:
         beside("lineage.json", lambda: environment.complete(self.spec, self.folder))
         parity = self._gate(engine, prepared)
         loop = _or_refuse(lambda: self._loop(engine, prepared, parity))
+        if words := _unreached(self.spec, loop.total):
+            self.reporter.log(f"note: {words}")
         self.reporter.state(JobState.RUNNING, f"{loop.total} optimizer steps")
         outcome = loop.run()
         if outcome.paused:
@@ -263,8 +266,8 @@ def _dry_run(spec: RunSpec) -> int:
     for line in figures.summary():
         print(line)
     hyper = spec.hyper
-    warmup = min(hyper.warmup_steps, figures.total_steps)
-    print(f"learning rate: {warmup} steps of warm-up to {hyper.learning_rate:g}, then {spec.train.scheduler}")
+    warmup = f"{hyper.warmup_steps} steps of warm-up to {hyper.learning_rate:g}, then {spec.train.scheduler}"
+    print(f"learning rate: {_unreached(spec, figures.total_steps) or warmup}")
     rank = "all parameters" if hyper.lora_rank == 0 else f"LoRA rank {hyper.lora_rank or 'of the adapter started from'}"
     print(f"model: {spec.base_name}, {rank}; nothing was started")
     return EXIT_DONE
@@ -282,6 +285,10 @@ def _foresee(
     load = workload(spec, material.train, held_out=material.held_out, prompts=prompts, context=prepared.context_length)
     foresee(spec, load, folder=folder, look=look, tell=tell)
     return load
+
+
+def _unreached(spec: RunSpec, total: int) -> str:
+    return unreached(total, peak=spec.hyper.learning_rate, warmup=spec.hyper.warmup_steps)
 
 
 def _figures(spec: RunSpec, prepared: Prepared) -> PlanFigures:

@@ -11,6 +11,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from hydra import compose as hydra_compose
@@ -53,6 +54,7 @@ _SETTINGS: dict[str, type[BaseModel]] = {
 }
 _QUICKSTART = "experiment=quickstart"
 _SHIPPED_JOBS = ("dpo", "orpo")  # job=dpo alone is experiment=dpo
+_JOB_FILES = ("sft", *_SHIPPED_JOBS)
 _NAMES_ROWS = {"data", "data.train", "job.dataset", "experiment", "model"}
 _TOP = ("kind", "job", "name", "output_dir", "objective")  # beside the groups
 _ONLY_DPO = {"data.carveout": "job.eval_auto_carveout", "train.early_stop": "job.early_stop"}
@@ -142,6 +144,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         checked[name] = _check(model, values, at=name, problems=problems)
     job = _prune(config["job"])
     settings, at = (job["training_config"], "job.training_config") if "training_config" in job else (job, "job")
+    notes += _read_template(settings, at, problems)
     if settings.get("warm_start_from") and settings.get("base_model") == config["model"]["name"]:
         del settings["base_model"]  # filled in by the model group, not typed
         origins[f"{at}.base_model"] = COMPUTED
@@ -370,6 +373,24 @@ def _untie_evaluation(config: dict[str, Any]) -> list[str]:
     return []
 
 
+def _read_template(settings: dict[str, Any], at: str, problems: list[str]) -> list[str]:
+    """Put a chat template's text in the place of the name of its file; returns a note. Templates have braces."""
+    given = settings.get("jinja_template")
+    if not isinstance(given, str) or "{" in given:
+        return []
+    path = Path(given).expanduser()
+    try:
+        settings["jinja_template"] = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        problems.append(
+            f"{at}.jinja_template: {given[:200]!r} is neither a chat template ({{{{ .. }}}}, {{% .. %}}) nor a file "
+            f"with one ({why})"
+        )
+        return []
+    return [f"note: {at}.jinja_template is the text of {path}"]
+
+
 def _prune(job: dict[str, Any]) -> dict[str, Any]:
     """Without the nulls, which mean "as the default is"; a W&B block that is off is no block."""
     kept = {}
@@ -399,6 +420,7 @@ def _pydantic_words(model: type[BaseModel], error: ValidationError, at: str) -> 
             continue
         message = one["msg"].removeprefix("Value error, ")
         if one["type"] == "value_error":
+            message = message.removeprefix(f"{path.rsplit('.', 1)[-1]}: ")  # a field's own check may name it, too
             words.append(f"{path}.{message}" if re.match(r"[a-z_.]+: ", message) else f"{path}: {message}")
         else:
             words.append(f"{path}: {message}, got {one['input']!r}")
@@ -421,7 +443,10 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:  # noqa: PL
     text = str(error).strip()
     unknown = re.search(r"Could not override '([\w.]+)'", text)
     if unknown:
-        return _unknown_key(unknown[1])
+        return _unknown_key(unknown[1], _job_of(overrides))
+    gone = [word for word in overrides if word.startswith("~")]
+    if gone and text.startswith("Interpolation key"):
+        return f"{gone[0].lstrip('~')}: cannot be taken away, other settings are filled in from it; leave {gone[0]} out"
     group = re.search(r"Could not find '([\w/]+)/([\w.\-]+)'", text)
     if group:
         folder = shipped("configs") / group[1]
@@ -453,14 +478,37 @@ def _hydra_words(error: Exception, overrides: Sequence[str]) -> str:  # noqa: PL
     return text.splitlines()[0]
 
 
-def _unknown_key(key: str) -> str:
-    """Names the first part of `key` that the configuration does not have, and what it has there."""
-    place: Any = _container([_QUICKSTART])
+def _unknown_key(key: str, job: str) -> str:
+    """Names the first part of `key` that a configuration with this job does not have, and what it has there."""
+    place: Any = _container([f"job={job}"])
+    first, _, rest = key.partition(".")
+    if first == "job":
+        moved = f"job.training_config.{rest}" if "training_config" in place["job"] else f"job.{rest.split('.', 1)[-1]}"
+        if moved != key and _has(place, moved):
+            return f"{key}: unknown key; in job={job} it is {moved}"
     for part in key.split("."):
         if not isinstance(place, dict) or part not in place:
+            others = [name for name in _JOB_FILES if name != job and _has(_container([f"job={name}"]), key)]
+            if others:
+                return f"{key}: unknown key in job={job}; job={' and job='.join(others)} have it"
             return f"{key}: unknown key{_did_you_mean(part, list(place) if isinstance(place, dict) else [])}"
         place = place[part]
     return f"{key}: cannot be set this way"
+
+
+def _has(place: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(place, dict) or part not in place:
+            return False
+        place = place[part]
+    return True
+
+
+def _job_of(words: Sequence[str]) -> str:
+    """The job that was chosen, sft where none was or none of that name."""
+    asked = [value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key == "job"]
+    asked += [value for key, _, value in (word.partition("=") for word in words) if key == "experiment"]
+    return next((one for one in asked if one in _JOB_FILES), "sft")
 
 
 def _did_you_mean(word: str, known: Any) -> str:

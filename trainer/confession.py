@@ -62,12 +62,6 @@ def confess(spec: RunSpec, folder: Path, *, load: Workload, throughput: Path | N
     return "estimate against actual: " + ", ".join(_words(one) for one in found)
 
 
-def read_confession(folder: Path) -> dict[str, Any] | None:
-    """The document; None when there is none."""
-    path = folder / CONFESSION
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def _compared(estimated: Estimate, folder: Path, *, times: Times, steps: list[dict[str, Any]]) -> list[Line]:
     tokens = int(sum(one["tokens"] for one in steps))
     kept = [checkpoints.read(path) for path in checkpoints.every(folder / "checkpoints")]

@@ -5,11 +5,14 @@ What a row's answer is does not depend on the rows beside it: each is sampled wi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluators.rows import Row
+from trainer.data.chat import read_prompt, read_tools
+from trainer.data.problem import RowProblem
 from trainer.evaluation_run import AnswerSettings, ModelPlace
 
 BATCH = 16  # prompts sampled together
@@ -50,6 +53,8 @@ class Answerer:
     def _prompt_problem(self, row: Row) -> ValueError | None:
         try:
             prompt = self._prompt(row)
+        except RowProblem as problem:
+            return ValueError(problem.message)  # whoever asked knows the row
         except ValueError as error:
             return error
         room = self._engine.context_length - self._params.max_new_tokens
@@ -66,7 +71,7 @@ class Answerer:
         return [str(decode(one.tokens.tolist(), skip_special_tokens=True)) for [one] in sampled]
 
     def _prompt(self, row: Row) -> Any:
-        return self._renderer.chat_ids(_conversation(row), tools=row.get("tools") or ())
+        return self._renderer.chat_ids(read_prompt(_conversation(row)), tools=read_tools(row.get("tools"), Counter()))
 
 
 def _conversation(row: Row) -> list[Any]:

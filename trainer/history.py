@@ -141,13 +141,14 @@ def find(word: str) -> Path:
     runs = find_runs(home())
     if word == "last" and runs:
         return runs[-1]
-    exact = [run for run in runs if run.name == word]
-    matching = exact or [run for run in runs if word in run.name]
+    names = {run: str(run.relative_to(home())) for run in runs}  # a sweep's members are SWEEP/NUMBER
+    exact = [run for run in runs if word in (run.name, names[run])]
+    matching = exact or [run for run in runs if word in names[run]]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise UsageError(f"{word!r} names several runs: {', '.join(run.name for run in matching[-5:])}")
-    known = ", ".join(run.name for run in runs[-5:]) or "none yet"
+        raise UsageError(f"{word!r} names several runs: {', '.join(names[run] for run in matching[-5:])}")
+    known = ", ".join(names[run] for run in runs[-5:]) or "none yet"
     raise UsageError(f"{word!r}: no such run in {home()} (the newest: {known}; TRAINER_HOME chooses another place)")
 
 

@@ -89,8 +89,8 @@ _IDLE = (
         "model.path is a folder, which has no revisions; it is of a model from the hub",
     ),
     _Idle(
-        ("data.split",), lambda job, groups: not any(map(_is_of_hub, _row_sources(job, groups))),
-        "files have no splits; it is of rows from the hub",
+        ("data.split", "data.subset"), lambda job, groups: not any(map(_is_of_hub, _row_sources(job, groups))),
+        "files have neither splits nor subsets; it is of rows from the hub",
     ),
     _Idle(
         ("data.max_row_bytes",),

@@ -1,7 +1,7 @@
 """What each built-in loss is, in words and numbers: the half of the table that needs no tensors.
 
-`run.json` stores it (`described`), the losses take their constants from it (`filled`), and a loop asks it for the
-denominator of a step (`step_denominator`). A default lives here and nowhere else, and the same name means the same in
+`run.json` stores it (`described`), the losses take their constants from it (`filled`), and what a step divides by is
+counted as it says (`step_denominator`). A default lives here and nowhere else, and the same name means the same in
 every loss: clip thresholds are absolute bounds of the ratio (1.28, not 0.28), whatever a backend calls them.
 
 In the equations: p_t log-prob now, q_t of the policy that sampled (datum field `logprobs`), f_t of the frozen reference

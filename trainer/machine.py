@@ -68,9 +68,9 @@ def check_device(torch: Any, device: str) -> None:
     kind, _, number = device.partition(":")
     here = torch.backends.mps.is_available() if kind == "mps" else torch.cuda.device_count() > int(number or 0)
     if kind in ("cuda", "mps") and not here:
+        seen = "no MPS device" if kind == "mps" else f"{torch.cuda.device_count()} CUDA devices"
         raise ValueError(
-            f"engine.device: {device} is not here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
-            "devices; set engine.device=auto or cpu"
+            f"engine.device: {device} is not here: torch {torch.__version__} sees {seen}; set engine.device=auto or cpu"
         )
 
 

@@ -86,7 +86,7 @@ class Journal(Quiet):
     """Appends every report to `sync.jsonl` as an `Event`; goes on counting after a restart.
 
     State, checkpoint and model events are on disk (fsync) when the call returns; a line torn by a crash is cut off
-    when the journal is opened again. Wandb-style timing metrics are left out: the gateway keeps what repeats.
+    when the journal is opened again. Times (`perf/...`) are left out: the gateway keeps what repeats.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -240,15 +240,21 @@ class Wandb(Quiet):
                 "wandb_config.enabled is true, but wandb is not installed: pip install 'gateway-trainer[wandb]', "
                 "or set job.wandb_config.enabled=false"
             ) from None
-        self._run = wandb.init(
-            project=config.project or "trainer",
-            entity=config.entity,
-            id=config.run_id or spec.id,
-            name=spec.id,
-            resume="allow",
-            dir=str(folder),
-            config=spec.model_dump(mode="json", include={"hyper", "train", "data", "engine", "model", "objective"}),
-        )
+        try:
+            self._run = wandb.init(
+                project=config.project or "trainer",
+                entity=config.entity,
+                id=config.run_id or spec.id,
+                name=spec.id,
+                resume="allow",
+                dir=str(folder),
+                config=spec.model_dump(mode="json", include={"hyper", "train", "data", "engine", "model", "objective"}),
+            )
+        except wandb.Error as error:  # no key, a key or a project that it does not know, no way to it
+            raise ValueError(
+                f"wandb_config: Weights & Biases cannot be used: {str(error).strip()} Put the key in WANDB_API_KEY, "
+                "set WANDB_MODE=offline, or set job.wandb_config.enabled=false"
+            ) from error
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from trainer.launch.beat import beating
 from trainer.loops.stop import Stop
+from trainer.output import steady
 
 EVALUATION_FILE = "evaluation.json"  # of `trainer.evaluation_run`, which is too slow to load before signals are heard
 
@@ -36,4 +37,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    steady()
     sys.exit(main())

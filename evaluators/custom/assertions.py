@@ -124,6 +124,8 @@ def _llm(assertion: Mapping[str, Any], name: str, tools: Tools, judge: Mapping[s
     try:
         checked = LlmJudge.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors()
+        )
         raise ValueError(f"assertion {name!r} cannot be judged: {problems} (the operator configures a judge)") from None
     return build_judge(checked, tools)

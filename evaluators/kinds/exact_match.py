@@ -26,12 +26,13 @@ def build(settings: ExactMatch, _: Tools) -> OfRows:
 
     def score(row: Row) -> Score:
         given = answer(row)
+        truths = {normal(text, settings) for text in accepted(row, settings.field)}
         if settings.tag:
             found = last_tag(given, settings.tag)
             if found is None:
                 return Score(0.0, reason=f"there is no <{settings.tag}>...</{settings.tag}>")
             given = found
-        right = normal(given, settings) in {normal(text, settings) for text in accepted(row, settings.field)}
+        right = normal(given, settings) in truths
         return Score(float(right), reason="equal" if right else "not equal")
 
     return OfRows(score)

@@ -89,9 +89,9 @@ def _score(row: Row, settings: Maths) -> Score:
     given, mark = find(answer(row))
     marked = mark != "last number"
     metrics = {"marked": Metric(float(marked), reason=mark or "no number at all")}
+    truths = _truths(row, settings)  # before all else: a row without one is an error, whatever was answered
     if given is None or (settings.where == "marked" and not marked):
         return Score(0.0, reason="no marked answer" if given else "no answer found", metrics=metrics)
-    truths = _truths(row, settings)
     right = any(equal(given, truth, tolerance=settings.tolerance, units=settings.units) for truth in truths)
     return Score(float(right), reason=f"{given[:80]!r} ({mark})", metrics=metrics)
 

@@ -40,7 +40,10 @@ def make(kind: str, settings: Mapping[str, Any], tools: Tools) -> Evaluator:
     try:
         checked = entry.settings.model_validate(dict(settings))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc'])) or kind}: {one['msg']}" for one in error.errors())
+        problems = "; ".join(
+            f"{'.'.join(map(str, one['loc'])) or kind}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        )
         allowed = ", ".join(entry.settings.model_fields)
         raise ValueError(f"evaluator {kind}: {problems} (settings: {allowed})") from None
     return entry.build(checked, tools)

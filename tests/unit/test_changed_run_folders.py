@@ -10,6 +10,7 @@ from trainer.commands import show
 from trainer.compose import compose
 from trainer.data.ledger import prepare
 from trainer.data.render import Renderer, load_tokenizer
+from trainer.data.rows import Row, read_rows
 from trainer.errors import UsageError
 from trainer.jobs import JobState
 from trainer.runs import DataSettings, Inputs, RowSource, shipped
@@ -101,6 +102,18 @@ def test_rows_that_spell_control_tokens_are_counted(tmp_path):
     assert ledger.spelling == 2
     assert ledger.spelled == {"<|end|>": 2, "<|user|>": 1}
     assert "2 rows spell control tokens in their text (<|end|>, <|user|>)" in "\n".join(ledger.warnings())
+
+
+def test_control_tokens_in_tools_and_their_calls_are_counted_too(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"at": ["<|user|>"]}}}
+    tool = {"type": "function", "function": {"name": "f", "description": "ends <|end|>"}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages, "tools": [tool]}) + "\n")
+    renderer = Renderer(load_tokenizer(str(shipped("models/tiny")), None))
+    [row] = read_rows(RowSource(name="r", path=str(path)), DataSettings())
+    assert isinstance(row, Row)
+    assert renderer.spelled(row) == {"<|end|>", "<|user|>"}
 
 
 def _options(folder):

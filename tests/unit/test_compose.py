@@ -60,6 +60,12 @@ def test_a_job_without_rows_says_what_to_type():
         (["job.is_turbo=true"], "job.is_turbo: turbo is a speed tier"),
         (["job.warm_start_from=a", "job.base_model=b"], "job: base_model and warm_start_from exclude each other"),
         (["job.early_stop=true", "job.evaluation_dataset=null"], "early_stop: needs held-out rows"),
+        (["job.output_model=My_Model"], "job.output_model: 'My_Model' is not a resource id"),
+        (
+            ["gateway=remote", "gateway.account=a", "gateway.base_url=nonsense"],
+            "gateway.base_url: 'nonsense' is no gate",
+        ),
+        (["job.jinja_template=/no/such.jinja"], "job.jinja_template: '/no/such.jinja' is neither a chat template"),
         (["job.epochs=2", "data.overlong=chop"], "data.overlong: Input should be 'refuse', 'drop' or 'cut'"),
     ],
 )
@@ -67,6 +73,16 @@ def test_mistakes_are_named_with_the_way_out(words, says):
     with pytest.raises(ConfigError) as caught:
         compose(["data=quickstart", *words])
     assert says in str(caught.value)
+
+
+def test_a_chat_template_can_be_the_name_of_a_file(tmp_path):
+    text = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(text)
+    found = compose(["data=quickstart", f"job.jinja_template={tmp_path}/chat.jinja"])
+    assert found.job.jinja_template == text
+    assert f"note: job.jinja_template is the text of {tmp_path}/chat.jinja" in found.notes
+    pairs = compose(["job=dpo", f"job.training_config.jinja_template={tmp_path}/chat.jinja"])
+    assert pairs.job.jinja_template == text
 
 
 def test_all_mistakes_are_told_at_once():

@@ -141,3 +141,17 @@ def test_pairs_are_known_by_their_rows_and_both_sides_are_shown(tmp_path, capsys
     assert f"{path}:1  chosen  7 tokens, 3 learnt" in out and f"{path}:1  rejected  6 tokens, 2 learnt" in out
     assert "[3·4]·[stop:<|end|>]" in out and "[5]·[stop:<|end|>]" in out
     assert "rows: 3 read, 3 used" in out and "tokens: 39 = 39 kept (15 trained, 24 masked)" in out
+
+
+def test_a_template_holds_for_pairs_too(tmp_path, capsys):
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ '@' if m.role == 'user' else '#' }}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}#{% endif %}"
+    )
+    asked, good, bad = (
+        {"role": role, "content": text} for role, text in (("user", "1"), *[("assistant", c) for c in "23"])
+    )
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(json.dumps({"chosen": [asked, good], "rejected": [asked, bad]}) + "\n")
+    _, out, _ = inspect(capsys, rows, "--template", str(tmp_path / "t.jinja"))
+    assert "    @·1·#·[2]\n" in out and "    @·1·#·[3]\n" in out

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from trainer import history, machine
 from trainer.attempt import EXIT_REFUSED, Worker
 from trainer.compose import compose
-from trainer.confession import read_confession
+from trainer.confession import CONFESSION
 from trainer.data.buckets import BOUNDS
 from trainer.data.datum import Datum, Pair
 from trainer.errors import UsageError
@@ -427,8 +427,7 @@ def confessed(tmp_path: Path, *words: str) -> dict[str, dict]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "estimate against actual: " in done.stdout
-    document = read_confession(tmp_path / "run")
-    assert document is not None
+    document = json.loads((tmp_path / "run" / CONFESSION).read_bytes())
     return {line["name"]: line for line in document["lines"]}
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway_kit import opened, served
 from trainer.__main__ import main
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRAINER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FIREWORKS_BASE_URL", raising=False)
     return tmp_path
 
 
@@ -87,6 +89,8 @@ def test_rows_without_a_score_are_in_the_histogram_and_stop_the_command(
         (["evaluator=CODE", "data=DATA"], "name the function too"),
         (["evaluator=CODE::absent"], "reward.py has no function 'absent'"),
         (["evaluator=nope/versions/v1"], "accounts/local/evaluators/nope not found"),
+        (["evaluator=maths", "data=rows", "--gateway", "elsewhere"], "--gateway elsewhere: allowed: embedded, remote, off"),
+        (["evaluator=maths", "data=rows", "--gateway", "remote"], "the environment does not say which; set FIREWORKS_BASE_URL"),
         (["evaluator=accounts/other/evaluators/e"], "the gateway's account is 'local', not 'other'"),
         (["evaluator=llm_judge", "evaluator.key_env=NO_SUCH_KEY", "evaluator.base_url=http://127.0.0.1:1/v1"], "there is no secret 'NO_SUCH_KEY'"),
     ],
@@ -104,6 +108,25 @@ def test_refusals_are_one_line(place: Path, words: list[str], said: str, capsys:
     assert main(["evaluate", *typed]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_remote_gateway_is_the_one_that_the_environment_names(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(place / "elsewhere") as (client, _):
+        client.upload_dataset(rows(place / "scored.jsonl", "4", "5"), "scored")
+    with served(place / "elsewhere") as (url, _):
+        for name, value in (("BASE_URL", url), ("ACCOUNT_ID", "local"), ("API_KEY", "fw_local")):
+            monkeypatch.setenv(f"FIREWORKS_{name}", value)
+        assert (
+            main(["evaluate", "evaluator=exact_match", "data=accounts/local/datasets/scored", "--gateway", "remote"])
+            == 0
+        )
+        assert "score       0.5" in capsys.readouterr().out
+        assert (
+            main(["evaluate", "evaluator=exact_match", "data=accounts/local/datasets/none", "--gateway", "remote"]) == 2
+        )
+        assert "data" in capsys.readouterr().err
 
 
 @pytest.mark.slow

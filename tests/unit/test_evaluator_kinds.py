@@ -52,6 +52,8 @@ def test_exact_match(settings: Mapping[str, Any], answer: str, truth: Any, expec
 def test_a_row_that_lacks_something_is_an_error_and_no_zero() -> None:
     for result, words in (
         (one("exact_match", {}, "x"), "no 'ground_truth'"),
+        (one("exact_match", {"tag": "answer"}, "no tag"), "no 'ground_truth'"),
+        (one("maths", {}, "no number"), "no 'ground_truth'"),
         (one("exact_match", {}, "x", ground_truth={"a": 1}), "neither a text or number nor a list"),
         (
             make("exact_match", {}, Tools()).evaluate([{"messages": [{"role": "user", "content": "q"}]}])[0],

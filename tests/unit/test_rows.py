@@ -279,12 +279,14 @@ def test_a_folder_and_parquet(tmp_path):
     parquet.write_table(table, tmp_path / "b.parquet")
     (tmp_path / "a.jsonl").write_text(json.dumps(chat(ASK, ANSWER)))
     (tmp_path / "README.md").write_text("a card")
+    for hidden in ("_left_over.jsonl", ".DS_Store", "_SUCCESS"):  # the first looks like rows, so it is told
+        (tmp_path / hidden).write_text("")
     counts = ReadCounts()
     first, second, third = read(tmp_path, counts=counts)
     assert [Path(row.file).name for row in (first, second, third)] == ["a.jsonl", "b.parquet", "b.parquet"]
     assert (second.line, second.trained, third.line, third.trained) == (1, (), 2, (1,))
     assert first.sha256 == third.sha256
-    assert counts.skipped_files == [str(tmp_path / "README.md")]
+    assert counts.skipped_files == [str(tmp_path / "README.md"), str(tmp_path / "_left_over.jsonl")]
     assert not counts.unused_fields
 
 
@@ -305,6 +307,12 @@ def test_sources_that_cannot_be_read(tmp_path):
 def test_hub_ids_load_through_datasets_and_fail_with_the_way_out(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "train.jsonl").write_text('{"text": "a", "n": null}\n{"text": "b", "n": 1}\n')
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: one, data_files: 1.jsonl}\n- {config_name: two, data_files: 2.jsonl}\n---\n"
+    )
+    for number in (1, 2):
+        (tmp_path / "several" / f"{number}.jsonl").write_text(f'{{"text": "{number}"}}\n')
     program = """
 import sys
 from trainer.data.rows import _hub_items, read_rows
@@ -312,7 +320,14 @@ from trainer.runs import DataSettings, RowSource
 file = RowSource(name="f", path="here/train.jsonl")
 assert [row.text for row in read_rows(file, DataSettings())] == ["a", "b"]
 assert not {"datasets", "pyarrow", "transformers", "torch"} & set(sys.modules)
-assert list(_hub_items("here", "train")) == [("here", 1, {"text": "a"}), ("here", 2, {"text": "b", "n": 1})]
+assert list(_hub_items("several", "train", "two")) == [("several", 1, {"text": "2"})]
+try:
+    list(_hub_items("several", "train", None))
+except ValueError as error:
+    assert "Config name is missing" in str(error) and "data.subset" in str(error), error
+else:
+    raise AssertionError("one of several was taken without being named")
+assert list(_hub_items("here", "train", None)) == [("here", 1, {"text": "a"}), ("here", 2, {"text": "b", "n": 1})]
 try:
     list(read_rows(RowSource(name="x", path="no/such-set"), DataSettings(split="test")))
 except ValueError as error:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.loops.schedule import learning_rate
+from trainer.loops.schedule import learning_rate, unreached
 
 
 def rates(kind: str, min_ratio: float) -> list[float]:
@@ -36,3 +36,8 @@ def test_steps_outside_the_run_are_errors(step):
 def test_unknown_kinds_are_errors():
     with pytest.raises(ValueError, match="'poly' is not one of"):
         learning_rate(3, 6, peak=1.0, warmup=0, kind="poly", min_ratio=0.0)
+
+
+def test_only_a_warm_up_beyond_the_run_is_told():
+    assert unreached(6, peak=1.0, warmup=6) == ""
+    assert "ends at 0.25 and never reaches 1; set learning_rate_warmup_steps to 2" in unreached(2, peak=1.0, warmup=8)

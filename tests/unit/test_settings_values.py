@@ -236,6 +236,6 @@ def test_a_device_that_is_not_here_is_named():
 
     for device in ("auto", "cpu", "cuda", "cuda:0"):
         check_device(Torch, device)
-    for device in ("cuda:1", "mps"):
-        with pytest.raises(ValueError, match=f"engine.device: {device} is not here: torch 2.0 sees 1 CUDA devices"):
+    for device, seen in (("cuda:1", "1 CUDA devices"), ("mps", "no MPS device")):
+        with pytest.raises(ValueError, match=f"engine.device: {device} is not here: torch 2.0 sees {seen}"):
             check_device(Torch, device)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.loop_kit import VOCABULARY, log, make_spec, run
 from trainer.engine.toy import ToyEngine
-from trainer.loops.watchdog import EVALUATION, EXIT_HUNG, HANG_FILE, SAVE, STEP, Watchdog
+from trainer.launch.status import EXIT_HUNG
+from trainer.loops.watchdog import EVALUATION, HANG_FILE, SAVE, STEP, Watchdog
 from trainer.runs import WatchdogSettings
 
 PATIENCE = 60.0  # seconds that a busy machine may need for what comes at once elsewhere

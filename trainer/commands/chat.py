@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.commands.places import Places, weights_folder
-from trainer.commands.telling import Teller
-from trainer.compose import compose
+from trainer.commands.telling import Teller, add_gateway, gateway_asked
 from trainer.errors import UsageError
 from trainer.gateway.client import GatewayError
 
@@ -28,14 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus; 1 = off (default)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--gateway", default="embedded", help="embedded, remote or off (default: %(default)s)")
+    add_gateway(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Answer one prompt, or talk until the input ends."""
     _check_numbers(options)
     base, adapter = find_weights(options.model, options.gateway)
-    talker = _talker(base, adapter, options)
+    try:
+        talker = _talker(base, adapter, options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model: {options.model!r} cannot be opened: {error}") from error
     messages = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
         try:
@@ -79,31 +81,35 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 def find_weights(name: str, gateway: str) -> tuple[str, Path | None]:
     """(base model, adapter or None) that `name` stands for."""
-    places = Places(Teller(compose(["data=quickstart", f"gateway={gateway}"]).gateway).client)
-    folder = _folder(name, places)
-    if folder is None:
-        return name, None  # a hub id
-    if (folder / "adapter_config.json").is_file():
-        return places.base_of(folder), folder
-    return str(folder), None
+    with Teller(gateway_asked(gateway)) as teller:
+        places = Places(teller.client)
+        asked = f"accounts/{teller.settings.account}/models/" if gateway != "off" else ""
+        folder = _folder(name, places, asked=asked)
+        if folder is None:
+            return name, None  # a hub id
+        if (folder / "adapter_config.json").is_file():
+            return places.base_of(folder), folder
+        return str(folder), None
 
 
-def _folder(name: str, places: Places) -> Path | None:
+def _folder(name: str, places: Places, *, asked: str) -> Path | None:
+    """The folder of model files, None for a hub id; `asked`: the collection in which a gateway may know the name."""
     path = Path(name).expanduser()
-    if not path.exists():
-        full = name if name.startswith("accounts/") else f"accounts/local/models/{name}"
+    if not path.exists() and (asked or name.startswith("accounts/")):
+        full = name if name.startswith("accounts/") else f"{asked}{name}"
         try:
             return Path(places.model(full, what="model"))
         except UsageError as error:
             missing = isinstance(error.__cause__, GatewayError) and error.__cause__.code == "NOT_FOUND"
             if name.startswith("accounts/") or not missing:
                 raise
-        if name.count("/") == 1 and not path.parent.exists():
-            return None
+    if not path.exists() and name.count("/") == 1 and not path.parent.exists():
+        return None
     try:
         return weights_folder(name, what="model")
     except UsageError as error:
-        raise UsageError(f"{error}; and the gateway has no such model") from error
+        also = "the gateway has no such model" if asked else "with --gateway off no gateway is asked"
+        raise UsageError(f"{error}; and {also}") from error
 
 
 class _Talker:

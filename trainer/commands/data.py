@@ -20,6 +20,7 @@ from trainer.commands.places import Places
 from trainer.commands.telling import Teller
 from trainer.compose import Composed, compose
 from trainer.errors import UsageError
+from trainer.jobs import DpoJob
 from trainer.runs import RunSpec, shipped
 
 _REFUSED = 2
@@ -60,17 +61,19 @@ def _spec(options: argparse.Namespace) -> RunSpec:
             template = options.template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--template {options.template}: cannot be read as UTF-8 text: {error}") from error
-        job = composed.job.model_copy(update={"jinja_template": template})
-        composed = composed.model_copy(update={"job": job})
-    inputs = Places(Teller(composed.gateway).client).inputs(composed)
-    return composed.spec("inspect", inputs, created="")
+        job, own = composed.job, {"jinja_template": template}
+        update = {"training_config": job.settings.model_copy(update=own)} if isinstance(job, DpoJob) else own
+        composed = composed.model_copy(update={"job": job.model_copy(update=update)})
+    with Teller(composed.gateway) as teller:
+        return composed.spec("inspect", Places(teller.client).inputs(composed), created="")
 
 
 def _holds_pairs(composed: Composed) -> bool:
     """Whether the first row is a preference pair; what cannot be read is told when it is read again."""
     from trainer.data.rows import Row, read_rows  # noqa: PLC0415
 
-    source = Places(Teller(composed.gateway).client).rows(composed.job.dataset, what="job.dataset")
+    with Teller(composed.gateway) as teller:
+        source = Places(teller.client).rows(composed.job.dataset, what="job.dataset")
     if composed.data.format not in ("auto", "pair"):
         return False
     try:
@@ -97,8 +100,8 @@ def _inspect(spec: RunSpec, *, first: int, rows: int, colour: bool) -> int:
     from trainer.data.ledger import DataRefused  # noqa: PLC0415
     from trainer.loops.material import open_renderer, read_material  # noqa: PLC0415
 
-    renderer, context_length = open_renderer(spec)
-    longest = min(spec.hyper.max_context, context_length)
+    renderer, model = open_renderer(spec)
+    longest = min(spec.hyper.max_context, model.context_length)
     _show(spec, renderer, longest=longest, first=first, rows=rows, colour=colour)
     try:
         ledgers = read_material(spec).ledgers.values()

@@ -38,11 +38,11 @@ from evaluators.rows import Row, has_answer, question
 from evaluators.sandbox import SandboxRefused
 from evaluators.sandboxed import SandboxRunner
 from trainer.charts import number
+from trainer.commands.chat import find_weights
 from trainer.commands.evaluation_page import PAGE, WORST, Page, write_page
 from trainer.commands.evaluators_named import Named, open_named
 from trainer.commands.places import Places
-from trainer.commands.telling import Teller
-from trainer.compose import compose
+from trainer.commands.telling import Teller, add_gateway, gateway_asked
 from trainer.data.problem import RowProblem
 from trainer.errors import UsageError
 from trainer.evaluation_answers import Answerer
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and bootstrap (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: a new one in evaluations/)")
-    parser.add_argument("--gateway", default="embedded", help="where names are looked up (default: %(default)s)")
+    add_gateway(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -212,11 +212,11 @@ def _data(words: dict[str, str], gateway: str) -> Path:
         if not (folder / ROWS).is_file():
             raise UsageError("data= is missing: a JSONL or JSON file, or a gateway data set")
         return folder / ROWS
-    places = Places(Teller(compose(["data=quickstart", f"gateway={gateway}"]).gateway).client)
-    try:
-        path = Path(places.rows(name, what="data").path)
-    except GatewayError as error:
-        raise UsageError(f"data={name}: {error.message}") from error
+    with Teller(gateway_asked(gateway)) as teller:
+        try:
+            path = Path(Places(teller.client).rows(name, what="data").path)
+        except GatewayError as error:
+            raise UsageError(f"data={name}: {error.message}") from error
     if path.is_dir():
         found = sorted(one for one in path.iterdir() if one.suffix in (".jsonl", ".json"))
         if len(found) != 1:
@@ -270,9 +270,6 @@ def _answer_settings(options: argparse.Namespace) -> AnswerSettings:
 
 def _place(words: dict[str, str], options: argparse.Namespace, lacking: int) -> ModelPlace:
     """Where the model lies, found before anything is scored."""
-    # It brings the engine's own modules, which rows with answers do not need.
-    from trainer.commands.chat import find_weights  # noqa: PLC0415
-
     base, adapter = find_weights(words["model"], options.gateway)
     print(f"{words['model']} answers {lacking:,} rows")
     return ModelPlace(name=words["model"], base=base, adapter=str(adapter) if adapter else None)

@@ -24,8 +24,7 @@ from evaluators.kinds.table import KINDS, make
 from evaluators.library import CUSTOM, DESCRIPTION, describe, examples, files_of, open_folder
 from evaluators.sandboxed import SandboxRunner
 from trainer import evaluation_run
-from trainer.commands.telling import Teller
-from trainer.compose import compose
+from trainer.commands.telling import Teller, gateway_asked
 from trainer.errors import UsageError
 from trainer.evaluation_run import (
     GRANTS_VARIABLE,
@@ -127,7 +126,7 @@ def _python(requirements: str) -> str | None:
 
 def _of_gateway(name: str, runner: SandboxRunner, gateway: str) -> Named | None:
     """The evaluator at the revision that `name` says; None where a bare id is no evaluator of the gateway."""
-    client = Teller(compose(["data=quickstart", f"gateway={gateway}"]).gateway).client()
+    client = Teller(gateway_asked(gateway)).client()
     explicit = name.startswith("accounts/") or "/versions/" in name
     if client is None:
         if explicit:

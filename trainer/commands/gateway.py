@@ -3,7 +3,7 @@
 python -m trainer gateway --port 8787             serve; on loopback single-user, and no key is asked for
 python -m trainer gateway --slots 2               two jobs at a time
 python -m trainer gateway keys create --account team-a --role admin
-python -m trainer gateway keys list | keys revoke KEY_ID
+python -m trainer gateway keys list --account team-a | keys revoke KEY_ID
 python -m trainer gateway secrets rotate          a new key for the secrets at rest; the server may be up meanwhile
 python -m trainer gateway --host 0.0.0.0          with keys, beyond this machine
 python -m trainer gateway coverage [--markdown]   what becomes of each operation of the contract
@@ -39,6 +39,14 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+_OWNERS: dict[str, tuple[str, ...]] = {  # options by name, and whose they are; all others belong to the server
+    **dict.fromkeys(("account", "user", "role", "preset", "name", "days"), ("keys",)),
+    "markdown": ("coverage",),
+    "to": ("move", "restore"),
+    "files_to": ("move", "restore"),
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to listen, and the actions besides."""
     parser.add_argument("words", nargs="*", metavar="ACTION", help=f"{' or '.join(ACTIONS)}; none: serve")
@@ -69,14 +77,24 @@ def describe(kind: str, job: Job, run_id: str, inputs: Inputs) -> RunSpec:
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted, or do the action."""
     try:
-        if not options.words:
-            return _serve(options)
-        action = ACTIONS.get(options.words[0])
+        action = ACTIONS.get(options.words[0]) if options.words else _serve
         if action is None:
             raise UsageError(f"gateway {options.words[0]}: no such action; there are {', '.join(ACTIONS)}")
+        _check_used(options, options.words[0] if options.words else "")
         return action(options)
     except GatewayError as error:
         raise UsageError(error.message) from error
+
+
+def _check_used(options: argparse.Namespace, action: str) -> None:
+    """Raise `UsageError` for an option that was given and is another action's."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    for one in parser._actions:
+        owners = _OWNERS.get(one.dest, ("",))
+        if one.option_strings and getattr(options, one.dest) != one.default and action not in owners:
+            whose = " or ".join(f"gateway {owner}".strip() for owner in owners)
+            raise UsageError(f"{one.option_strings[0]}: is of {whose}, and means nothing here; leave it out")
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from trainer.errors import UsageError
 from trainer.gateway import coverage
 
 
@@ -14,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
+    if options.words[1:]:
+        raise UsageError(f"gateway coverage: takes no words, got {' '.join(options.words[1:])!r}; leave them out")
     if options.markdown:
         print(coverage.markdown(), end="")
         return 0

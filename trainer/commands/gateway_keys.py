@@ -17,6 +17,8 @@ from trainer.runs import gateway_folder
 
 _ACTIONS = ("create", "list", "revoke KEY_ID")
 
+_LONGEST_DAYS = 36_500
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whose key, and for how long."""
@@ -27,7 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, help="keys create --role custom: the permission preset")
     parser.add_argument("--name", default="default", help="keys create: a name for people (default: %(default)s)")
-    parser.add_argument("--days", type=int, help="keys create: how long it opens (default: until it is revoked)")
+    parser.add_argument("--days", type=_days, help="keys create: how long it opens (default: until it is revoked)")
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _LONGEST_DAYS:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected whole days, 1 to {_LONGEST_DAYS:,}; leave it out for a key that opens until it is "
+            "revoked"
+        )
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

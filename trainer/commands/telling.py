@@ -6,9 +6,13 @@ fails a run: what it has not heard stays in the run's folder, and `python -m tra
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_args
+
+from pydantic import ValidationError
 
 from trainer.data.json_lines import json_lines
 from trainer.data.problem import RowProblem
@@ -16,9 +20,35 @@ from trainer.errors import UsageError
 from trainer.gateway.client import GatewayClient, open_client
 from trainer.gateway.errors import GatewayError
 from trainer.gateway.sync import Syncer
+from trainer.history import in_short
 from trainer.runs import DataSettings, GatewaySettings, RowSource, RunSpec, gateway_folder
 
 _DRAIN_SECONDS = 60.0
+_REMOTE = {"base_url": "FIREWORKS_BASE_URL", "account": "FIREWORKS_ACCOUNT_ID"}  # as published clients read them
+
+
+def add_gateway(parser: argparse.ArgumentParser) -> None:
+    """The option that says where names are looked up."""
+    where = f"embedded, remote ({' and '.join(_REMOTE.values())} say which) or off"
+    parser.add_argument("--gateway", default="embedded", help=f"where names are looked up: {where} (%(default)s)")
+
+
+def gateway_asked(kind: str) -> GatewaySettings:
+    """The gateway that `--gateway` names; where a remote one is, and whose account is meant, the environment says.
+
+    Raises `UsageError`.
+    """
+    kinds = get_args(GatewaySettings.model_fields["kind"].annotation)
+    if kind not in kinds:
+        raise UsageError(f"--gateway {kind}: allowed: {', '.join(kinds)}")
+    given = {field: os.environ.get(variable, "") for field, variable in _REMOTE.items()} if kind == "remote" else {}
+    for field, value in given.items():
+        if not value:
+            raise UsageError(f"--gateway remote: the environment does not say which; set {_REMOTE[field]}")
+    try:
+        return GatewaySettings.model_validate({"kind": kind, **given})
+    except ValidationError as error:
+        raise UsageError(f"--gateway remote, by {' and '.join(_REMOTE.values())}: {in_short(error)}") from error
 
 
 class Teller:
@@ -30,6 +60,14 @@ class Teller:
         self._client: GatewayClient | None = None
         self._opened = False
         self._syncer: Syncer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close the gateway, which others may want to move meanwhile."""
+        if self._client is not None:
+            self._client.close()
 
     def client(self) -> GatewayClient | None:
         """The gateway's client. Raises `UsageError` when its address or key is missing."""

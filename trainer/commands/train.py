@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import signal
 import tempfile
 import threading
@@ -59,9 +61,13 @@ def start(composed: Composed, folder: Path, run_id: str) -> int:
     for note in composed.notes:
         print(note)
     teller = Teller(composed.gateway)
-    teller.client()  # a gateway that cannot be spoken to refuses the run before anything is written
-    spec = composed.spec(run_id, Places(teller.client).inputs(composed), created=_now())
-    describe(spec, folder)
+    try:
+        teller.client()  # a gateway that cannot be spoken to refuses the run before anything is written
+        spec = composed.spec(run_id, Places(teller.client).inputs(composed), created=_now())
+        describe(spec, folder)
+    except UsageError:
+        teller.finish()
+        raise
     print(f"run {run_id} in {folder}")
     return attend(spec, folder, teller, environment=secrets(composed))
 
@@ -98,7 +104,8 @@ def secrets(composed: Composed) -> dict[str, str]:
 def _dry_run(composed: Composed) -> int:
     for note in composed.notes:
         print(note)
-    inputs = Places(Teller(composed.gateway).client).inputs(composed)
+    with Teller(composed.gateway) as teller:
+        inputs = Places(teller.client).inputs(composed)
     with tempfile.TemporaryDirectory(prefix="trainer-dry-run-") as folder:
         composed.spec(new_run_id("dry-run"), inputs, created=_now()).save(Path(folder))
         return here.start(Path(folder), command=(*here.COMMAND, "--dry-run")).wait()
@@ -139,14 +146,25 @@ def _last_words(folder: Path, problems: list[str]) -> None:
     for problem in problems:
         print(f"gateway: {problem}")
     if one.model and one.state.terminal and one.state is not JobState.FAILED:
-        name = one.model["id"]
-        if not problems and one.spec.gateway.kind != "off":
+        told = not problems and one.spec.gateway.kind != "off"
+        name = one.model["id"] if told else _name_of(folder)
+        if told:
             print(f"model    accounts/{one.spec.gateway.account}/models/{name} is READY in the gateway")
         example = _example(folder)
-        prompt = f" {json.dumps(example)}" if example else ""
+        prompt = f" {_quoted(example)}" if example else ""
         print(f"talk     python -m trainer chat {name}{prompt}")
     elif one.state is JobState.PAUSED or one.interrupted:
-        print(f"go on    python -m trainer resume {folder.name}")
+        print(f"go on    python -m trainer resume {_name_of(folder)}")
+
+
+def _quoted(text: str) -> str:
+    """A word as a shell takes it; in double quotes where no sign in it means anything to a shell."""
+    return f'"{text}"' if re.fullmatch(r"[A-Za-z0-9 .,:?+=-]+", text) else shlex.quote(text)
+
+
+def _name_of(folder: Path) -> str:
+    """What `resume` and `chat` find the run by: its folder's name below the home folder, elsewhere its path."""
+    return folder.name if folder.parent == home().absolute() else shlex.quote(str(folder))
 
 
 def _example(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from trainer.data.problem import RowProblem, json_type, shown, string
@@ -49,6 +50,19 @@ def read_messages(value: Any, unused: Counter[str]) -> tuple[tuple[dict[str, Any
             "grammar", f"the last message is of {before}, it must be the assistant's (the answer to learn)"
         )
     return tuple(messages), tuple(trained)
+
+
+def read_prompt(value: Sequence[Any]) -> list[dict[str, Any]]:
+    """Messages that a model is to answer, as templates want them and as training has them; in any order of roles.
+    Raises `RowProblem` for what a model that reads text cannot be given."""
+    messages: list[dict[str, Any]] = []
+    for index, message in enumerate(value):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise RowProblem("messages", f"{where} must be an object with a role")
+        given = {key: item for key, item in message.items() if item is not None}
+        messages.append(_message(given, where, unused=Counter()))
+    return messages
 
 
 def _role(given: dict[str, Any], where: str, *, before: str) -> str:

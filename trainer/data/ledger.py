@@ -54,6 +54,8 @@ _CHUNK = 256  # rows rendered at a time
 _WAYS_OUT = {
     "overlong": "set data.overlong=cut or drop, or raise max_context_length",
     "no_trained_token": "give a message weight 1 or set data.bad_rows=drop",
+    "no_column": "mend data.columns, which names the column that each field is read from",
+    "column_clash": "mend data.columns, which names the column that each field is read from",
 }
 
 
@@ -120,6 +122,7 @@ class Ledger:
         self.problems: dict[str, list[str]] = {"refused": [], "dropped": []}
         self.refused: Counter[str] = Counter()
         self.gates: list[Gate] = []
+        self.remarks: list[str] = []  # of whoever knows more than the rows; they are among the warnings
         self.turns = self.stop_turns = self.duplicates = 0
         self.spelling = 0  # rows whose text spells control tokens, which `spelled` counts by row
         self.spelled: Counter[str] = Counter()
@@ -233,10 +236,12 @@ class Ledger:
         for name, count in sorted(self.counts.unused_fields.items()):
             found.append(f"the field {name} is not used ({count} times)")
         if self.counts.skipped_files:
-            found.append(f"not read: {', '.join(self.counts.skipped_files[:SHOWN])}")
+            names = self.counts.skipped_files
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            found.append(f"not read: {', '.join(names[:SHOWN])}{more}")
         if self.counts.stopped:
             found.append(f"reading stopped at data.max_rows={self.settings.max_rows}; there are more rows")
-        return found
+        return found + self.remarks
 
     def summary(self) -> list[str]:
         """The totals as lines for people, warnings last."""

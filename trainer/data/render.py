@@ -32,6 +32,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from trainer.data.rows import Row
 
+_WORDS = 300  # characters of a template's complaint that are told; it may quote the row
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = dict[str, Any]
 Span = tuple[int, int]  # [begin, end), of characters or tokens
@@ -121,6 +122,8 @@ class Renderer:
         *,
         stop_ids: Collection[int] | None = None,
     ) -> None:
+        if template is not None:
+            _check_template(template)
         eos: Any = tokenizer.eos_token_id
         self.tokenizer, self.template = tokenizer, template
         self._eos: int | None = eos
@@ -152,7 +155,8 @@ class Renderer:
     def spelled(self, row: Row) -> set[str]:
         """The control tokens that the text of a row spells, and that the tokenizer therefore makes of it."""
         texts = [row.prompt, row.completion, row.text]
-        texts += [message.get(key, "") for message in row.messages for key in ("content", "reasoning_content")]
+        texts += [message.get(key, "") for message in row.messages for key in ("content", "reasoning_content", "name")]
+        texts += strings([message.get("tool_calls") for message in row.messages]) + strings(row.tools)
         parts = [self.spelled(side) for side in row.sides]
         return set().union(*parts, *(self._control.findall(text) for text in texts if self._control and text))
 
@@ -325,7 +329,9 @@ class Renderer:
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"jinja_template: line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise RenderError(f"the chat template refuses the row: {type(error).__name__}: {error}") from error
+            words = str(error)
+            shown = words if len(words) <= _WORDS else f"{words[:_WORDS]} .. ({len(words):,} characters)"
+            raise RenderError(f"the chat template refuses the row: {type(error).__name__}: {shown}") from error
         texts, marks = rendered
         return texts[0], marks[0] if marks else []
 
@@ -365,6 +371,30 @@ class Renderer:
             ids = given[:-1] if self._adds_eos else given
             result.append(ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids)
         return result
+
+
+def strings(value: Any) -> list[str]:
+    """All texts within a JSON value, keys of objects too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (str(key), *strings(item))]
+    return [text for item in value for text in strings(item)] if isinstance(value, list | tuple) else []
+
+
+def _check_template(template: str) -> None:
+    """Raise `ValueError` for a text that is no chat template, whatever rows there are to render."""
+    if "{{" not in template and "{%" not in template:
+        raise ValueError(
+            f"jinja_template: {template[:60]!r} has neither {{{{ nor {{%, so that every row would read the same; give "
+            "the text of a Jinja template (jinjaTemplate), or on a command line the name of a file that holds it"
+        )
+    try:
+        render_jinja_template([[{"role": "user", "content": ""}]], chat_template=template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"jinja_template: line {error.lineno}: {error.message}") from error
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+        return  # it can be read; what it makes of the rows is seen with the rows
 
 
 def _all_there(row: Row, turns: list[Turn]) -> list[Turn]:

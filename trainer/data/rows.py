@@ -132,7 +132,7 @@ def _items(source: RowSource, settings: DataSettings, counts: ReadCounts) -> Ite
         _check_digest(path, source.sha256)
         yield from _file_items(path, settings, counts)
     elif _HUB_ID.fullmatch(source.path) and path.suffix not in SUFFIXES:
-        yield from _hub_items(source.path, settings.split)
+        yield from _hub_items(source.path, settings.split, settings.subset)
     else:
         raise FileNotFoundError(
             f"dataset {source.name!r}: there is no file or folder {source.path!r}, and it is not a hub id (owner/name)"
@@ -140,8 +140,12 @@ def _items(source: RowSource, settings: DataSettings, counts: ReadCounts) -> Ite
 
 
 def _files_of(folder: Path, counts: ReadCounts) -> list[Path]:
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
-    files = [path for path in entries if path.is_file() and path.suffix in SUFFIXES]
+    hidden = (".", "_")  # marks of other programs, passed over; said where such a file looks like rows
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith(hidden) or path.suffix in SUFFIXES)
+    files = [
+        path for path in entries
+        if path.is_file() and path.suffix in SUFFIXES and not path.name.startswith(hidden)
+    ]  # fmt: skip
     counts.skipped_files += [str(path) for path in entries if path not in files]
     if not files:
         raise ValueError(
@@ -220,17 +224,18 @@ def _parquet_items(path: Path) -> Iterator[_Item]:
         raise RowProblem("parquet", message).at(str(path), number + 1) from error
 
 
-def _hub_items(name: str, split: str) -> Iterator[_Item]:
+def _hub_items(name: str, split: str, subset: str | None) -> Iterator[_Item]:
     from datasets import load_dataset  # noqa: PLC0415  (heavy, and only hub ids need it)
     from datasets.exceptions import DatasetsError  # noqa: PLC0415
 
     try:
-        rows = load_dataset(name, split=split)
+        rows = load_dataset(name, subset, split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(
             f"dataset {name!r}: no such file or folder here, and as a hub id its split {split!r} cannot be loaded: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-            "Give the path of a local file, check data.split, or load it once while online (it is cached then)"
+            "Give the path of a local file, check data.split and data.subset, or load it once while online (it is then "
+            "cached)"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield name, number, _without_nulls(row)

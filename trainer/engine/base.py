@@ -21,7 +21,10 @@ from trainer.data.datum import Datum
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """An adapter: scale alpha/rank, or alpha/sqrt(rank) when `rslora`."""
+    """An adapter: scale alpha/rank, or alpha/sqrt(rank) when `rslora`.
+
+    targets: last names of layers, a regular expression of whole names, or `all-linear`: every linear one but the head.
+    """
 
     rank: int
     alpha: float
@@ -76,7 +79,7 @@ class ForwardResult:
     """`logprobs[d]` float32 [T] per datum, log p(targets[i] | tokens[:i+1]).
 
     `forward` fills every position; `forward_backward` those with a weight, 0 elsewhere. `metrics` has "loss:sum" and
-    what else the loss tells, each name ending in its reduction (:sum, :mean, :min, :max). `padding`: tokens that were
+    what else the loss tells, each name ending in its reduction (:sum, :min, :max). `padding`: tokens that were
     computed for no datum.
     """
 

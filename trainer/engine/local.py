@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -44,6 +45,7 @@ from trainer.runs import EngineSettings
 _TOKENS = {"cpu": 2048, "cuda": 16_384, "mps": 4096}  # of a micro-batch: fits caches on a CPU, fills a GPU
 _FUSED_TOKENS = 4096  # fused layers divide it into chunks themselves, and keep less for the backward pass
 _PARITY = {torch.float32: 2e-3, torch.bfloat16: 0.25}  # nats; a head that does something else is further off
+_NAMED = 5  # missing weights that are named
 _MERGE = {":sum": sum, ":min": min, ":max": max}
 
 
@@ -391,6 +393,11 @@ class LocalEngine:
             row_N = torch.from_numpy(row).to(self.device)
             logits_NV = self._lm(input_ids=row_N[None, :-1], use_cache=False).logits[0].float()
             theirs = torch.log_softmax(logits_NV, -1).gather(1, row_N[1:, None])[:, 0].cpu().numpy()
+            if not np.isfinite(theirs).all():
+                raise ValueError(
+                    f"{self._base_name}: its log-probs are not finite numbers: its weights hold NaN or infinity, or "
+                    "are too large for engine.dtype; give a sound model"
+                )
             worst = float(np.abs(mine - theirs).max())
             if not worst <= _PARITY[self.dtype]:
                 raise ValueError(
@@ -423,15 +430,34 @@ def _device(name: str) -> torch.device:
 
 
 def _load(path: str, dtype: torch.dtype, revision: str | None) -> PreTrainedModel:
+    """The model with all its weights. Raises `ValueError` for files that do not have them, whole and of its shapes."""
     disable_progress_bar()  # its bars would break into the run's own output
-    return AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        revision=revision or "main",
-        attn_implementation=register(),
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            revision=revision or "main",
+            attn_implementation=register(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
+            raise  # of the machine, not of the files
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"model {path!r}: its weights cannot be loaded ({words[0]}); it takes whole *.safetensors files of the "
+            "shapes that config.json says (pickled weights are never read)"
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # they would be drawn at random
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ValueError(
+            f"model {path!r}: its files lack {', '.join(missing[:_NAMED])}{more}, which its config.json asks for; give "
+            "the whole model"
+        )
+    return model
 
 
 def _stop_ids(model: PreTrainedModel) -> tuple[int, ...]:

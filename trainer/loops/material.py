@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from trainer.data import gates
 from trainer.data import ledger as ledgers
+from trainer.data.datum import Example
 from trainer.data.ledger import Ledger
-from trainer.data.model_card import declared
+from trainer.data.model_card import Declared, declared
 from trainer.data.render import Renderer, load_tokenizer
 from trainer.data.rows import Row
 from trainer.loops.evaluation import Question
-from trainer.loops.training import Material
+from trainer.loops.training import Material, datums_of
 from trainer.runs import RunSpec
 
 TRAIN_LEDGER, HELD_OUT_LEDGER = "ledger.json", "ledger.held_out.json"
@@ -35,8 +36,8 @@ class Prepared:
         return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def open_renderer(spec: RunSpec) -> tuple[Renderer, int]:
-    """A run's renderer, and its base model's context length. Raises `ValueError` for a model that cannot be read."""
+def open_renderer(spec: RunSpec) -> tuple[Renderer, Declared]:
+    """A run's renderer, and what its base model declares. Raises `ValueError` for a model that cannot be read."""
     model = declared(spec.inputs.base_model, spec.model.revision)
     tokenizer = load_tokenizer(spec.inputs.base_model, spec.model.revision)
     asked = spec.job.max_context_length
@@ -46,16 +47,19 @@ def open_renderer(spec: RunSpec) -> tuple[Renderer, int]:
             f"set it to {model.context_length} or less, or leave it unset"
         )
     renderer = Renderer(tokenizer, spec.job.jinja_template, stop_ids=model.stop_ids or None)
-    return renderer, model.context_length
+    return renderer, model
 
 
 def read_material(spec: RunSpec) -> Prepared:
     """Read all that `spec.inputs` names. Raises `ValueError` for what cannot be used, with the way out."""
-    renderer, context_length = open_renderer(spec)
-    longest = min(spec.hyper.max_context, context_length)
+    renderer, model = open_renderer(spec)
+    longest = min(spec.hyper.max_context, model.context_length)
     pairs = spec.kind == "dpo"
     train = ledgers.prepare(spec.inputs.train, spec.data, renderer=renderer, max_context=longest, pairs=pairs)
     found = {TRAIN_LEDGER: train.ledger}
+    _check_batch(spec, train)
+    if spec.job.jinja_template and all(row.answered.kind != "chat" for row in train.rows):
+        train.ledger.remarks.append("jinja_template is not used: none of the rows is a chat")
     datums, rows = train.datums, train.rows
     if spec.inputs.evaluation:
         settings = spec.data.model_copy(update={"max_rows": None})
@@ -81,7 +85,32 @@ def read_material(spec: RunSpec) -> Prepared:
         datums, held, _questions(spec, renderer, held_rows),
         place=_places(rows), probes=[row.answered for row in rows[: spec.train.parity_prompts]],
     )  # fmt: skip
-    return Prepared(material, renderer, found, context_length)
+    _check_ids(spec, [*datums, *held], model.vocabulary)
+    return Prepared(material, renderer, found, model.context_length)
+
+
+def _check_batch(spec: RunSpec, train: ledgers.Prepared) -> None:
+    """Raise `ValueError` for a row that no batch can hold, naming it by where it was read."""
+    room = spec.hyper.batch_tokens
+    over = [index for index, datum in enumerate(train.datums) if datum.length > room]
+    if over:
+        longest = max(over, key=lambda index: train.datums[index].length)
+        row, length = train.rows[longest], train.datums[longest].length
+        raise ValueError(
+            f"{row.file}:{row.line}: the row has {length:,} tokens, more than the {room:,} of a batch ({len(over):,} "
+            f"such rows): raise batch_size (batchSize) to at least {length}, or leave it unset"
+        )
+
+
+def _check_ids(spec: RunSpec, examples: Sequence[Example], vocabulary: int) -> None:
+    """Raise `ValueError` for a tokenizer that makes ids which the model has no embedding for."""
+    highest = max(max(int(one.tokens.max()), int(one.targets.max())) for one in datums_of(examples))
+    if highest >= vocabulary:
+        raise ValueError(
+            f"{spec.base_name}: its tokenizer makes ids up to {highest} of these rows, and the model has embeddings "
+            f"for 0 to {vocabulary - 1} (vocab_size {vocabulary}): the tokenizer is another model's, or tokens were "
+            "added to it; give a model whose embeddings were resized to its tokenizer"
+        )
 
 
 def _places(rows: Sequence[Row]) -> Callable[[int], str]:

@@ -26,3 +26,13 @@ def learning_rate(step: int, total: int, *, peak: float, warmup: int, kind: str,
     else:
         raise ValueError(f"scheduler {kind!r} is not one of constant, linear, cosine")
     return peak * (min_ratio + (1.0 - min_ratio) * share)
+
+
+def unreached(total: int, *, peak: float, warmup: int) -> str:
+    """What to say of a warm-up that is longer than the run, whose peak no step reaches; "" for any other."""
+    if warmup <= total:
+        return ""
+    return (
+        f"warm-up of {warmup:,} steps is longer than the run ({total:,}): the rate ends at {peak * total / warmup:.3g} "
+        f"and never reaches {peak:g}; set learning_rate_warmup_steps to {total} or less"
+    )

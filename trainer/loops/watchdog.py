@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.launch.status import EXIT_HUNG
 from trainer.runs import WatchdogSettings
 
 HANG_FILE = "hang.txt"
-EXIT_HUNG = 76
 READING, LOADING, REFERENCE, STEP, EVALUATION, SAVE, HAND_OVER = (
     "reading the rows", "loading the model", "a reference pass", "a step", "an evaluation", "a save", "the hand-over",
 )  # fmt: skip
