@@ -135,9 +135,7 @@ class DataSettings(Closed):
         default=False, description="Hold out a share of the rows, where the job has no field for that (dpo)."
     )
     split: str = Field(default="train", description="Split of a hub data set.")
-    subset: str | None = Field(
-        default=None, description="Configuration of a hub data set, where it has several."
-    )
+    subset: str | None = Field(default=None, description="Configuration of a hub data set, where it has several.")
     columns: dict[str, str] = Field(
         default_factory=dict, description="Which column each field is read from: {'prompt': 'question', ...}."
     )
